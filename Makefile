@@ -1,0 +1,70 @@
+# Needs Python 3.11, g++, cmake and make. The first verb sets up one virtual environment with
+# everything else; later runs set up again only after a change of what the native library is
+# built from. To use another Python, another torch, or an environment that you have:
+#
+#     make test PYTHON=python3.12
+#     make test TORCH="torch==2.12.*"
+#     make test VENV=~/envs/mine TORCH=torch
+
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all build wheel lint bench clean
+
+bin := $(VENV)/bin
+# One stamp per way to build, so that a change of OSS_NATIVE or OSS_CUDA builds again.
+ready := $(VENV)/.environment
+built := $(VENV)/.built-native-$(or $(OSS_NATIVE),1)-cuda-$(or $(OSS_CUDA),auto)
+
+help:  ## list these verbs
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+demo: $(built)  ## search schedules for the bundled digits model and show what they are worth
+	@$(bin)/python examples/demo.py
+
+test: $(built)  ## run the tests that take seconds
+	@$(bin)/pytest -q -m "not slow"
+
+test-all: $(built)  ## run all tests
+	@$(bin)/pytest -q
+
+build: $(built)  ## build and install the package, editable, and say what was built
+	@$(bin)/python -c "from oss_ext.ops import native; print(native.describe())"
+
+wheel: $(built)  ## build sdist and wheels (native, pure Python) in dist/ and try them elsewhere
+	@rm -rf dist
+	@for native in 1 0; do OSS_NATIVE=$$native $(bin)/python -m build --no-isolation -q; done
+	@$(bin)/python python_tests/try_wheel.py dist/*.whl
+
+lint: $(built)  ## check style, format and types
+	@$(bin)/ruff check -q
+	@$(bin)/ruff format -q --check
+	@$(bin)/mypy --no-error-summary
+
+bench: $(built)  ## time the fused step against its alternatives
+	@$(bin)/python bench/bench_dp_step.py
+
+clean:  ## remove what was built; the environment stays
+	@rm -rf build dist *.egg-info oss_ext/_C.*.so $(VENV)/.built-*
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -r {} +
+
+$(ready): pyproject.toml
+	@echo "Setting up $(VENV) with $(TORCH)"
+	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	@$(bin)/pip install -qq "$(TORCH)"
+	@$(bin)/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	  print(*project['optional-dependencies']['build'], sep='\n')" \
+	  | $(bin)/pip install -qq -r /dev/stdin
+	@command -v cmake > /dev/null || $(bin)/pip install -qq cmake
+	@touch $@
+
+$(built): $(ready) pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+	@echo "Building oss_ext"
+	@rm -f $(VENV)/.built-* oss_ext/_C.*.so
+	@$(bin)/pip install -qq --no-build-isolation -e ".[test]"
+	@touch $@
