@@ -1,0 +1,159 @@
+"""The definition of the operators in plain torch, and the fallback where no kernel is built.
+
+Everything is computed in float64, one (source, target) pair at a time, so that it can be read
+beside the paper's Algorithm 1 and never holds more than a few rows. A kernel is right when it
+agrees with this file within the error model stated at ``oss_ext.ops.dp_step``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oss_ext.ops import schema
+from oss_ext.ops.backend import Backend
+
+LOG_FLOOR = 2.0**-126  # the smallest normal float32: log_mean must not see log(0)
+
+
+def candidate(state: Tensor, velocity: Tensor, times: Tensor, source: int, target: int) -> Tensor:
+    """``z[i] + (t[j] - t[i]) v[i]`` for every sample, [B, *dims] in float64."""
+    return state[source].double() + (times[target] - times[source]) * velocity[source].double()
+
+
+def check_times(op: str, times: Tensor) -> None:
+    increasing = bool(times.isfinite().all()) and bool((times.diff() > 0).all())
+    schema.expect(increasing, op, "times", "finite, strictly increasing values", times.tolist())
+
+
+def live_sources(state: Tensor, source_mask: Tensor | None) -> Tensor:
+    """[N+1, B] bool; row 0 has no target below it and is never a source."""
+    rows, samples = state.shape[:2]
+    if source_mask is None:
+        live = state.new_ones((rows, samples), dtype=torch.bool)
+    else:
+        live = source_mask.reshape(rows, -1).expand(rows, samples).clone()
+    live[0] = False
+    return live
+
+
+def dp_cost(
+    state: Tensor, velocity: Tensor, teacher: Tensor, times: Tensor, *,
+    source_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    schema.check_step("dp_cost", state, velocity, teacher, times, source_mask)
+    check_times("dp_cost", times)
+    rows, samples = state.shape[:2]
+    live = live_sources(state, source_mask)
+    cost = state.new_full((rows, rows, samples), torch.inf, dtype=torch.float64)
+    for i in range(1, rows):
+        for j in range(i if bool(live[i].any()) else 0):
+            error = candidate(state, velocity, times, i, j) - teacher[j].double()
+            mean = error.square().reshape(samples, -1).mean(dim=1)
+            cost[i, j] = torch.where(live[i], mean, torch.inf)
+    return cost
+
+
+def objective(cost: Tensor, reduce: str) -> Tensor:
+    """What the argmin compares: [..., B] costs -> [..., B] or, reduced, [..., 1]; NaN is inf."""
+    finite = cost.isfinite()
+    if reduce == "none":
+        return torch.where(finite, cost, torch.inf)
+    values = cost.clamp(min=LOG_FLOOR).log() if reduce == "log_mean" else cost
+    mean = values.mean(dim=-1, keepdim=True)
+    return torch.where(finite.all(dim=-1, keepdim=True), mean, torch.inf)
+
+
+def dp_select(cost: Tensor, reduce: str = "none") -> tuple[Tensor, Tensor]:
+    schema.check_reduce("dp_select", reduce)
+    schema.check_costs("dp_select", cost)
+    rows = cost.shape[0]
+    score = objective(cost, reduce)
+    # Only sources above the target count; argmin of the flipped rows is the largest of equals.
+    allowed = torch.ones(rows, rows, dtype=torch.bool, device=cost.device).tril(-1)
+    score = torch.where(allowed[:, :, None], score, torch.inf)
+    parent = rows - 1 - score.flip(0).argmin(dim=0)
+    parent = torch.where(score.amin(dim=0).isinf(), -1, parent)
+    picked = cost.gather(0, parent.clamp(min=0).expand(rows, cost.shape[2])[None])[0]
+    return torch.where(parent >= 0, picked, torch.inf), parent
+
+
+def dp_advance(state: Tensor, velocity: Tensor, times: Tensor, parent: Tensor) -> Tensor:
+    schema.check_state("dp_advance", state, times)
+    schema.check_velocity("dp_advance", "velocity", velocity, state, state.shape[0])
+    schema.check_parent("dp_advance", parent, state)
+    check_times("dp_advance", times)
+    rows, samples = state.shape[:2]
+    target_of = torch.arange(rows, device=parent.device)[:, None]
+    valid = bool(((parent == -1) | ((parent > target_of) & (parent < rows))).all())
+    expected = f"-1 or a source above the target and at most {rows - 1}"
+    schema.expect(valid, "dp_advance", "parent", expected, parent.tolist())
+    next_state = state.clone(memory_format=torch.contiguous_format)
+    for j, sources in enumerate(parent.expand(rows, samples).tolist()):
+        for b, i in enumerate(sources):
+            if i >= 0:
+                pair = slice(b, b + 1)
+                value = candidate(state[:, pair], velocity[:, pair], times, i, j)
+                next_state[j, pair] = value.to(state.dtype)
+    return next_state
+
+
+def dp_step(
+    state: Tensor, velocity: Tensor, teacher: Tensor, times: Tensor, *,
+    source_mask: Tensor | None = None, reduce: str = "none",
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    schema.check_reduce("dp_step", reduce)
+    schema.check_step("dp_step", state, velocity, teacher, times, source_mask)
+    cost = dp_cost(state, velocity, teacher, times, source_mask=source_mask)
+    best_cost, parent = dp_select(cost, reduce)
+    next_state = dp_advance(state, velocity, times, parent)
+    return next_state, best_cost.to(schema.cost_dtype(state)), parent
+
+
+def dp_accumulate_(
+    state: Tensor, velocity_chunk: Tensor, first_source: int, teacher: Tensor, times: Tensor,
+    best_cost: Tensor, best_parent: Tensor, *, source_mask: Tensor | None = None,
+    reduce: str = "none",
+) -> None:  # fmt: skip
+    schema.check_accumulate(
+        "dp_accumulate_", state, velocity_chunk, first_source, teacher, times, best_cost,
+        best_parent, source_mask, reduce,
+    )  # fmt: skip
+    check_times("dp_accumulate_", times)
+    reached = int(best_parent.max())
+    expected = f"chunks in ascending order, so above {reached}"
+    schema.expect(reached < first_source, "dp_accumulate_", "first_source", expected, first_source)
+    live = live_sources(state, source_mask)
+    stop = first_source + velocity_chunk.shape[0]
+    for j in range(stop - 1):  # upwards: target j reads sources above j only, so in place is safe
+        for i in range(max(first_source, j + 1), stop):
+            step = times[j] - times[i]
+            moved = state[i].double() + step * velocity_chunk[i - first_source].double()
+            cost = (moved - teacher[j].double()).square().reshape(len(best_cost[j]), -1).mean(1)
+            cost = torch.where(live[i], cost, torch.inf)
+            new, old = objective(cost, reduce), objective(best_cost[j], reduce)
+            wins = (new <= old) & new.isfinite()
+            best_parent[j] = torch.where(wins, i, best_parent[j])
+            best_cost[j] = torch.where(wins, cost, best_cost[j])
+        for b, i in enumerate(best_parent[j].expand(len(best_cost[j])).tolist()):
+            if i >= first_source:
+                step = times[j] - times[i]
+                moved = state[i, b].double() + step * velocity_chunk[i - first_source, b].double()
+                state[j, b] = moved.to(state.dtype)
+
+
+BACKEND = Backend(
+    name="reference",
+    description="float64 definition in plain torch, any device; slow",
+    operators={
+        "dp_step": dp_step,
+        "dp_cost": dp_cost,
+        "dp_select": dp_select,
+        "dp_advance": dp_advance,
+        "dp_accumulate_": dp_accumulate_,
+    },
+    why_not=lambda device: None,
+)
+# The fallback of every device: a kernel registered for a device's own key comes before it.
+for _name, _function in BACKEND.operators.items():
+    schema.library.impl(_name, _function, "CompositeExplicitAutograd")
