@@ -1,0 +1,326 @@
+// torch.ops.oss on the CPU: checks, views of the tensors' memory, registration. The contract is in
+// csrc/dp_step.h, the work in step.h and loops.h.
+
+#include "dp_step.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cmath>
+#include <tuple>
+#include <utility>
+
+#include "cpu/capability.h"
+#include "cpu/step.h"
+
+namespace oss::cpu {
+namespace {
+
+using torch::stable::new_empty;
+
+// torch's own threads.
+struct TorchPool {
+  int64_t threads() const { return torch::stable::get_num_threads(); }
+
+  template <class Task>
+  void run(int64_t count, const Task& task) const {
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; ++worker) task(worker);
+    });
+  }
+};
+
+DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return DType::float64;
+    case ScalarType::Half: return DType::float16;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    default: return DType::float32;
+  }
+}
+
+// [rows, samples, *dims] with the dims merged where memory allows.
+Tensor3 view_rows(const Checker& check, const char* name, const Tensor& tensor) {
+  const int64_t size = static_cast<int64_t>(tensor.element_size());
+  Tensor3 out{};
+  Rows& rows = out.rows;
+  rows.data = static_cast<char*>(tensor.data_ptr());
+  rows.dtype = dtype_of(tensor);
+  rows.row_stride = tensor.stride(0) * size;
+  out.sample_stride = tensor.stride(1) * size;
+  for (int64_t d = 2; d < tensor.dim(); ++d) {
+    const int64_t n = tensor.size(d), stride = tensor.stride(d) * size;
+    if (n == 1) continue;
+    if (rows.ndim > 0 && rows.strides[rows.ndim - 1] == n * stride) {
+      rows.sizes[rows.ndim - 1] *= n;
+      rows.strides[rows.ndim - 1] = stride;
+      continue;
+    }
+    if (rows.ndim == kMaxDims)
+      check.error(name, " has more than ", kMaxDims, " dims that are not contiguous; call .contiguous()");
+    rows.sizes[rows.ndim] = n;
+    rows.strides[rows.ndim++] = stride;
+  }
+  if (rows.ndim == 0) {
+    rows.sizes[0] = 1;
+    rows.strides[0] = size;
+    rows.ndim = 1;
+  }
+  rows.dense = rows.ndim == 1 && rows.strides[0] == size;
+  return out;
+}
+
+std::vector<double> read_times(const Checker& check, const Tensor& tensor) {
+  const int64_t n = tensor.size(0), stride = tensor.stride(0);
+  const double* data = tensor.const_data_ptr<double>();
+  std::vector<double> times(n + kMaxTile, 0.0);
+  for (int64_t i = 0; i < n; ++i) {
+    times[i] = data[i * stride];
+    if (!std::isfinite(times[i])) check.error("times must be finite, got times[", i, "] = ", times[i]);
+    if (i > 0 && !(times[i] > times[i - 1]))
+      check.error("times must be strictly increasing, got times[", i - 1, "] = ", times[i - 1], " and times[",
+                  i, "] = ", times[i]);
+  }
+  return times;
+}
+
+// Small integer and cost tensors, [rows, columns].
+template <class T>
+class Matrix {
+ public:
+  explicit Matrix(const Tensor& tensor)
+      : data_(static_cast<T*>(tensor.data_ptr())), row_(tensor.stride(0)), column_(tensor.stride(1)) {}
+  T& operator()(int64_t i, int64_t j) const { return data_[i * row_ + j * column_]; }
+
+ private:
+  T* data_;
+  int64_t row_, column_;
+};
+
+// The next state, uninitialised. First touching 4 KiB pages would take longer than writing them.
+Tensor allocate_next(const Tensor& state) {
+  Tensor next = new_empty(state, state.sizes());
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t huge = uintptr_t{2} << 20;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(next.data_ptr());
+  const uintptr_t begin = (data + huge - 1) / huge * huge;
+  const uintptr_t end = (data + next.numel() * next.element_size()) / huge * huge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a hint
+#endif
+  return next;
+}
+
+Problem make_problem(const Checker& check, const Tensor& state, const char* velocity_name,
+                     const Tensor& velocity, const Tensor& teacher, const Tensor& times,
+                     const std::optional<Tensor>& mask, int64_t first_source) {
+  Problem p{};
+  p.last = state.size(0) - 1;
+  p.samples = state.size(1);
+  p.elements = state.numel() / (state.size(0) * state.size(1));
+  p.state = view_rows(check, "state", state);
+  p.velocity = view_rows(check, velocity_name, velocity);
+  p.teacher = view_rows(check, "teacher", teacher);
+  p.first_source = first_source;
+  p.end_source = first_source + velocity.size(0);
+  p.times = read_times(check, times);
+  if (mask.has_value()) {
+    const bool per_sample = mask->dim() == 2;
+    const bool* live = mask->const_data_ptr<bool>();
+    p.mask_samples = per_sample ? p.samples : 1;
+    p.mask.resize((p.last + 1) * p.mask_samples);
+    for (int64_t i = 0; i <= p.last; ++i)
+      for (int64_t b = 0; b < p.mask_samples; ++b)
+        p.mask[i * p.mask_samples + b] = live[i * mask->stride(0) + (per_sample ? b * mask->stride(1) : 0)];
+  }
+  return p;
+}
+
+Reduce convert(Reduction reduction) {
+  return reduction == Reduction::none ? Reduce::none
+         : reduction == Reduction::mean ? Reduce::mean
+                                        : Reduce::log_mean;
+}
+
+// Parents as a tensor [N+1, B] or [N+1, 1].
+Tensor parent_tensor(const Best& best, const Tensor& like) {
+  Tensor out = new_empty(like, {best.targets(), best.parent_samples}, ScalarType::Long);
+  std::copy(best.parent.begin(), best.parent.end(), static_cast<int64_t*>(out.data_ptr()));
+  return out;
+}
+
+template <class T>
+Tensor cost_tensor(const Best& best, const Tensor& like, ScalarType type) {
+  Tensor out = new_empty(like, {best.targets(), best.samples}, type);
+  std::copy(best.cost.begin(), best.cost.end(), static_cast<T*>(out.data_ptr()));
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& velocity, const Tensor& teacher,
+                                           const Tensor& times, const std::optional<Tensor>& source_mask,
+                                           const std::string& reduce) {
+  const Checker check("dp_step", state);
+  check.state(state);
+  check.velocity("velocity", velocity, state, state.size(0));
+  check.teacher(teacher, state);
+  check.times(times, state);
+  check.source_mask(source_mask, state);
+  Problem p = make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
+  p.reduce = convert(check.reduction(reduce));
+
+  Tensor next = allocate_next(state);
+  Best best(p.last + 1, p.samples, p.reduce);
+  step(p, kernels(), TorchPool(), best, view_rows(check, "next_state", next), false);
+  const bool wide = state.scalar_type() == ScalarType::Double;
+  Tensor cost = wide ? cost_tensor<double>(best, state, ScalarType::Double)
+                     : cost_tensor<float>(best, state, ScalarType::Float);
+  return {next, cost, parent_tensor(best, state)};
+}
+
+Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teacher, const Tensor& times,
+               const std::optional<Tensor>& source_mask) {
+  const Checker check("dp_cost", state);
+  check.state(state);
+  check.velocity("velocity", velocity, state, state.size(0));
+  check.teacher(teacher, state);
+  check.times(times, state);
+  check.source_mask(source_mask, state);
+  const Problem p = make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
+
+  const int64_t rows = p.last + 1;
+  Tensor out = new_empty(state, {rows, rows, p.samples}, ScalarType::Double);
+  double* data = static_cast<double*>(out.data_ptr());
+  std::fill(data, data + rows * rows * p.samples, kInf);
+  const TorchPool pool;
+  Costs<TorchPool> costs(p, kernels(), pool);
+  for (int64_t b = 0; b < p.samples; ++b) {
+    const Live live(p, b);
+    const double* cells = costs.of_sample(live, b);
+    for (size_t l = 0; l < live.sources.size(); ++l) {
+      const int64_t i = live.sources[l];
+      for (int64_t j = 0; j < i; ++j) data[(i * rows + j) * p.samples + b] = cells[live.offsets[l] + j];
+    }
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& reduce) {
+  const Checker check("dp_select", cost);
+  check.dtype("cost", cost, ScalarType::Double);
+  if (cost.dim() != 3 || cost.size(0) != cost.size(1) || cost.size(0) < 2 || cost.size(2) < 1)
+    check.error("cost must have shape [N+1, N+1, B] with N, B >= 1, got ", shape_text(cost.sizes()));
+  const Best best = select(cost.const_data_ptr<double>(), cost.strides().data(), cost.size(0), cost.size(2),
+                           convert(check.reduction(reduce)));
+  return {cost_tensor<double>(best, cost, ScalarType::Double), parent_tensor(best, cost)};
+}
+
+Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& times, const Tensor& parent) {
+  const Checker check("dp_advance", state);
+  check.state(state);
+  check.velocity("velocity", velocity, state, state.size(0));
+  check.times(times, state);
+  check.parent(parent, state);
+  const Problem p = make_problem(check, state, "velocity", velocity, state, times, std::nullopt, 0);
+
+  const Matrix<int64_t> given(parent);
+  const int64_t columns = parent.size(1);
+  std::vector<int64_t> parents;
+  for (int64_t j = 0; j <= p.last; ++j)
+    for (int64_t b = 0; b < columns; ++b) {
+      parents.push_back(given(j, b));
+      if (parents.back() != -1 && (parents.back() <= j || parents.back() > p.last))
+        check.error("parent must be -1 or larger than its target and at most N = ", p.last, ", got parent[", j,
+                    ", ", b, "] = ", parents.back());
+    }
+  Tensor next = allocate_next(state);
+  const Tensor3 to = view_rows(check, "next_state", next);
+  advance(p, kernels(), TorchPool(), parents.data(), columns, to, false, nullptr);
+  return next;
+}
+
+// The first and last byte of a tensor's elements.
+std::pair<const char*, const char*> span_of(const Tensor& tensor) {
+  const char* first = static_cast<const char*>(tensor.data_ptr());
+  int64_t extent = 1;
+  for (int64_t d = 0; d < tensor.dim(); ++d) extent += (tensor.size(d) - 1) * tensor.stride(d);
+  return {first, first + extent * static_cast<int64_t>(tensor.element_size())};
+}
+
+void check_writable_state(const Checker& check, const Tensor& state, const Tensor3& rows, const Tensor& velocity,
+                          const Tensor& teacher) {
+  const int64_t row_bytes = rows.rows.dense ? state.numel() / state.size(0) / state.size(1) *
+                                                  static_cast<int64_t>(state.element_size())
+                                            : 0;
+  const int64_t n = state.size(0), samples = state.size(1);
+  const int64_t by_row = rows.rows.row_stride, by_sample = rows.sample_stride;
+  const bool samples_inside = (samples == 1 || by_sample >= row_bytes) &&
+                              by_row >= (samples - 1) * by_sample + row_bytes;
+  const bool rows_inside = by_row >= row_bytes && (samples == 1 || by_sample >= (n - 1) * by_row + row_bytes);
+  if (!rows.rows.dense || !(samples_inside || rows_inside))
+    check.error("state is written in place: the elements of each [row, sample] must be contiguous and rows must "
+                "not overlap, got shape ", shape_text(state.sizes()), " with strides ", shape_text(state.strides()));
+  const auto [begin, end] = span_of(state);
+  for (const auto& [name, other] : {std::pair{"velocity_chunk", &velocity}, std::pair{"teacher", &teacher}}) {
+    const auto [other_begin, other_end] = span_of(*other);
+    if (begin < other_end && other_begin < end)
+      check.error("state is written in place and must not share memory with ", name);
+  }
+}
+
+void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_source, const Tensor& teacher,
+                    const Tensor& times, const Tensor& best_cost, const Tensor& best_parent,
+                    const std::optional<Tensor>& source_mask, const std::string& reduce) {
+  const Checker check("dp_accumulate_", state);
+  check.state(state);
+  const int64_t rows = state.size(0), samples = state.size(1);
+  if (velocity.dim() < 1 || velocity.size(0) < 1)
+    check.error("velocity_chunk must hold at least one source, got shape ", shape_text(velocity.sizes()));
+  const int64_t end_source = first_source + velocity.size(0);
+  if (first_source < 0 || end_source > rows)
+    check.error("first_source must be in [0, N+1 - C] = [0, ", rows - velocity.size(0), "], got ", first_source);
+  check.velocity("velocity_chunk", velocity, state, velocity.size(0));
+  check.teacher(teacher, state);
+  check.times(times, state);
+  check.source_mask(source_mask, state);
+  const Reduce reduction = convert(check.reduction(reduce));
+  check.best(best_cost, best_parent, state, reduction != Reduce::none);
+  Problem p = make_problem(check, state, "velocity_chunk", velocity, teacher, times, source_mask, first_source);
+  p.reduce = reduction;
+  check_writable_state(check, state, p.state, velocity, teacher);
+
+  Best best(rows, samples, reduction);
+  const Matrix<double> cost(best_cost);
+  const Matrix<int64_t> parent(best_parent);
+  for (int64_t j = 0; j < rows; ++j) {
+    for (int64_t b = 0; b < best.parent_samples; ++b) {
+      const int64_t i = parent(j, b);
+      if (i >= first_source)
+        check.error("chunks must come in ascending order of their sources: best_parent[", j, ", ", b, "] = ", i,
+                    " is not below first_source = ", first_source);
+      if (i != -1 && i <= j)
+        check.error("best_parent must be -1 or larger than its target, got best_parent[", j, ", ", b, "] = ", i);
+      best.parent[j * best.parent_samples + b] = i;
+    }
+    for (int64_t b = 0; b < samples; ++b) best.cost[j * samples + b] = cost(j, b);
+  }
+  step(p, kernels(), TorchPool(), best, p.state, true);
+  for (int64_t j = 0; j < rows; ++j) {
+    for (int64_t b = 0; b < best.parent_samples; ++b) parent(j, b) = best.parent[j * best.parent_samples + b];
+    for (int64_t b = 0; b < samples; ++b) cost(j, b) = best.cost[j * samples + b];
+  }
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(oss, CPU, m) {
+  m.impl("dp_step", TORCH_BOX(&dp_step));
+  m.impl("dp_cost", TORCH_BOX(&dp_cost));
+  m.impl("dp_select", TORCH_BOX(&dp_select));
+  m.impl("dp_advance", TORCH_BOX(&dp_advance));
+  m.impl("dp_accumulate_", TORCH_BOX(&dp_accumulate_));
+}
+
+}  // namespace oss::cpu

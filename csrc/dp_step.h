@@ -1,0 +1,185 @@
+// The contract of the native kernels of torch.ops.oss, and the argument checks that all devices share.
+//
+//   dp_step(state, velocity, teacher, times, *, source_mask=None, reduce="none") -> (next_state, cost, parent)
+//   dp_cost(state, velocity, teacher, times, *, source_mask=None) -> [N+1, N+1, B] float64, (source, target, sample)
+//   dp_select(cost, reduce="none") -> (best_cost, parent)
+//   dp_advance(state, velocity, times, parent) -> next_state
+//   dp_accumulate_(state!, velocity_chunk, first_source, teacher, times, best_cost!, best_parent!, *,
+//                  source_mask=None, reduce="none")
+//
+// state, velocity, teacher: [N+1, B, *dims], any strides. times: [N+1] float64, strictly increasing. For a
+// source i and a target j < i,
+//
+//   candidate = state[i] + (t[j] - t[i]) * velocity[i],   cost = mean((candidate - teacher[j])^2) per sample
+//
+// in float32 (float64 for float64 tensors); t[j] - t[i] is subtracted in float64 and rounded once; sums are
+// float64 beyond a block of elements. parent[j] is the argmin over the live sources: ties go to the largest,
+// NaN and inf never win, row 0 is never a source; without a winner parent is -1, cost inf and the state's row
+// is kept. next_state[j] is the winner's candidate, rounded once. With a reduction ("mean", "log_mean": the
+// mean of log(max(cost, 2^-126))) one parent serves the batch, and a source must be live and finite in every
+// sample. velocity rows that are not live are never read. See oss_ext/ops/reference.py for the definition.
+//
+// Checks need no synchronisation: shapes, dtypes, devices. Values (times increasing, parents in range) are
+// checked where the tensors are in host memory.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace oss {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+enum class Reduction { none, mean, log_mean };
+
+template <class... Args>
+[[noreturn]] void fail(const Args&... args) {
+  std::ostringstream message;
+  (message << ... << args);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    default: return std::string("dtype ") + torch::headeronly::toString(type);
+  }
+}
+
+template <class Sizes>
+std::string shape_text(const Sizes& sizes) {
+  std::string text = "[";
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(sizes[d]);
+  return text + "]";
+}
+
+// Checks of one call; messages begin with the operator's name.
+class Checker {
+ public:
+  Checker(const char* op, const Tensor& device_of) : op_(op), device_(device_of.device()) {}
+
+  template <class... Args>
+  [[noreturn]] void error(const Args&... args) const {
+    fail(op_, ": ", args...);
+  }
+
+  void device(const char* name, const Tensor& tensor) const {
+    if (tensor.device() != device_) error(name, " must be on the same device as the first tensor argument");
+  }
+
+  void dtype(const char* name, const Tensor& tensor, ScalarType expected) const {
+    if (tensor.scalar_type() != expected)
+      error(name, " must be ", name_of(expected), ", got ", name_of(tensor.scalar_type()));
+  }
+
+  void shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected,
+             const char* text) const {
+    bool same = tensor.dim() == static_cast<int64_t>(expected.size());
+    for (int64_t d = 0; same && d < tensor.dim(); ++d) same = tensor.size(d) == expected.begin()[d];
+    if (same) return;
+    const std::vector<int64_t> sizes(expected);
+    error(name, " must have shape ", text, " = ", shape_text(sizes), ", got ", shape_text(tensor.sizes()));
+  }
+
+  // [N+1, B, *dims], N, B and the number of elements at least 1, floating.
+  void state(const Tensor& tensor) const {
+    const ScalarType type = tensor.scalar_type();
+    if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::Half &&
+        type != ScalarType::BFloat16)
+      error("state must be float32, float64, float16 or bfloat16, got ", name_of(type));
+    const std::string got = ", got shape " + shape_text(tensor.sizes());
+    if (tensor.dim() < 2) error("state must have shape [N+1, B, *dims]", got);
+    if (tensor.size(0) < 2) error("state must have at least two rows (N >= 1)", got);
+    if (tensor.size(1) < 1) error("state must have at least one sample (B >= 1)", got);
+    if (tensor.numel() < 1) error("state must have at least one element per sample", got);
+  }
+
+  // Like state, but for the number of rows.
+  void rows_like_state(const char* name, const Tensor& tensor, const Tensor& state, int64_t rows) const {
+    device(name, tensor);
+    bool same = tensor.dim() == state.dim() && tensor.size(0) == rows;
+    for (int64_t d = 1; same && d < state.dim(); ++d) same = tensor.size(d) == state.size(d);
+    if (same) return;
+    std::string expected = "[" + std::to_string(rows);
+    for (int64_t d = 1; d < state.dim(); ++d) expected += ", " + std::to_string(state.size(d));
+    error(name, " must have shape ", expected, "] to match state, got ", shape_text(tensor.sizes()));
+  }
+
+  void velocity(const char* name, const Tensor& tensor, const Tensor& state, int64_t rows) const {
+    rows_like_state(name, tensor, state, rows);
+    const ScalarType type = tensor.scalar_type();
+    const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
+    if (type == state.scalar_type() || (half && state.scalar_type() == ScalarType::Float)) return;
+    error(name, " must have state's dtype ", name_of(state.scalar_type()),
+          state.scalar_type() == ScalarType::Float ? ", float16 or bfloat16" : "", ", got ", name_of(type));
+  }
+
+  void teacher(const Tensor& tensor, const Tensor& state) const {
+    rows_like_state("teacher", tensor, state, state.size(0));
+    dtype("teacher", tensor, state.scalar_type());
+  }
+
+  void times(const Tensor& tensor, const Tensor& state) const {
+    device("times", tensor);
+    dtype("times", tensor, ScalarType::Double);
+    shape("times", tensor, {state.size(0)}, "[N+1]");
+  }
+
+  // [N+1] or [N+1, B], bool.
+  void source_mask(const std::optional<Tensor>& mask, const Tensor& state) const {
+    if (!mask.has_value()) return;
+    device("source_mask", *mask);
+    dtype("source_mask", *mask, ScalarType::Bool);
+    if (mask->dim() == 2)
+      shape("source_mask", *mask, {state.size(0), state.size(1)}, "[N+1] or [N+1, B]");
+    else
+      shape("source_mask", *mask, {state.size(0)}, "[N+1] or [N+1, B]");
+  }
+
+  // [N+1, B], or [N+1, 1] for one parent per batch.
+  void parent(const Tensor& tensor, const Tensor& state) const {
+    device("parent", tensor);
+    dtype("parent", tensor, ScalarType::Long);
+    const bool shared = tensor.dim() == 2 && tensor.size(1) == 1;
+    shape("parent", tensor, {state.size(0), shared ? 1 : state.size(1)}, "[N+1, B] or [N+1, 1]");
+  }
+
+  // The running best of dp_accumulate_: float64 and int64, written in place.
+  void best(const Tensor& cost, const Tensor& parent, const Tensor& state, bool shared) const {
+    device("best_cost", cost);
+    device("best_parent", parent);
+    dtype("best_cost", cost, ScalarType::Double);
+    dtype("best_parent", parent, ScalarType::Long);
+    shape("best_cost", cost, {state.size(0), state.size(1)}, "[N+1, B]");
+    shape("best_parent", parent, {state.size(0), shared ? 1 : state.size(1)}, shared ? "[N+1, 1]" : "[N+1, B]");
+    for (const auto& [name, tensor] : {std::pair{"best_cost", &cost}, std::pair{"best_parent", &parent}})
+      for (int64_t d = 0; d < 2; ++d)
+        if (tensor->size(d) > 1 && tensor->stride(d) == 0) error(name, " is written in place: it must not be expanded");
+  }
+
+  Reduction reduction(const std::string& name) const {
+    if (name == "none") return Reduction::none;
+    if (name == "mean") return Reduction::mean;
+    if (name == "log_mean") return Reduction::log_mean;
+    error("reduce must be 'none', 'mean' or 'log_mean', got '", name, "'");
+  }
+
+ private:
+  const char* op_;
+  const torch::stable::Device device_;
+};
+
+}  // namespace oss
