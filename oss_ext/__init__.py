@@ -1,0 +1,33 @@
+"""Optimal few-step sampling schedules for diffusion and flow-matching models, without retraining.
+
+import oss_ext as oss
+
+model = oss.models.load("digits")
+teacher = oss.teacher(model, model.noise(16, seed=0), steps=200)
+result = oss.search(model, teacher, steps=[5, 10])
+images = oss.sample(model, model.noise(8, seed=1), result.schedule(10))
+"""
+
+from oss_ext import baselines, models, ops, solvers
+from oss_ext.evaluate import compare
+from oss_ext.sampling import sample
+from oss_ext.schedule import Schedule, ScheduleError
+from oss_ext.search import SearchResult, search
+from oss_ext.teacher import Trajectory, teacher
+from oss_ext.version import __version__
+
+__all__ = [
+    "Schedule",
+    "ScheduleError",
+    "SearchResult",
+    "Trajectory",
+    "__version__",
+    "baselines",
+    "compare",
+    "models",
+    "ops",
+    "sample",
+    "search",
+    "solvers",
+    "teacher",
+]

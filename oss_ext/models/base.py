@@ -1,0 +1,91 @@
+"""The velocity protocol: what every model family offers to the search.
+
+A model answers ``model(x [R, *dims], t [R], sample [R] int64) -> v [R, *dims]``: the flow velocity
+``v = eps - x0`` at flow-coordinate states ``x`` and flow times ``t`` (float64). ``sample`` names
+the item of the model's conditioning that each row belongs to, because rows are masked, chunked
+and padded on their way; a shorter list of conditioning repeats cyclically.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from oss_ext.noise import PATHS, Path, flow_grid
+
+
+class Model(abc.ABC):
+    """A velocity model and what the driver must know about it.
+
+    Attributes:
+        name: registry name, stored with schedules.
+        shape: dims of one sample.
+        data_range: R in ``PSNR = 10 log10(R^2 / MSE)``, e.g. 2 for images in [-1, 1]; None means
+            the range of the teacher's final states (latents).
+        dtype, device: of the states the model takes and returns.
+        path: the model's own noise path.
+        one_time_per_call: all rows of a call must share one ``t``.
+        fixed_batch: the only number of rows a call may have, None for any.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    data_range: float | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    path: Path = PATHS["flow"]
+    one_time_per_call: bool = False
+    fixed_batch: int | None = None
+
+    @abc.abstractmethod
+    def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        """Velocity ``[R, *dims]`` at states ``x`` [R, *dims], times ``t`` [R], ``sample`` [R]."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the velocities: weights, conditioning, guidance."""
+
+    def times(self, steps: int) -> Tensor:
+        """The model's own teacher grid, ``[steps + 1]`` float64 ascending flow times."""
+        return flow_grid(steps)
+
+    def noise(self, batch: int, seed: int = 0) -> Tensor:
+        """Initial states ``[batch, *shape]`` in flow coordinates.
+
+        Samples are drawn one after the other on the CPU, so that sample ``b`` of a seed is the
+        same whatever the batch and the device.
+        """
+        if batch < 1:
+            raise ValueError(f"batch: expected at least 1, got {batch}")
+        generator = torch.Generator().manual_seed(seed)
+        rows = [torch.randn(self.shape, generator=generator) for _ in range(batch)]
+        return torch.stack(rows).to(device=self.device, dtype=self.dtype)
+
+    def check_noise(self, noise: Tensor) -> None:
+        """``noise`` is ``[B, *shape]``, finite and floating; else ``ValueError`` says how not."""
+        dims = ", ".join(["B", *map(str, self.shape)])
+        if noise.dim() == 0 or noise.shape[1:] != self.shape or not len(noise):
+            raise ValueError(f"noise: expected [{dims}] with B >= 1, got {tuple(noise.shape)}")
+        if not noise.is_floating_point():
+            raise ValueError(f"noise: expected a floating-point tensor, got {noise.dtype}")
+        bad = ~noise.isfinite().flatten(1).all(dim=1)
+        if bool(bad.any()):
+            at = int(bad.nonzero()[0])
+            raise ValueError(f"noise: expected finite values, got NaN or inf in sample {at}")
+
+
+def hash_of(parts: Iterable[object]) -> str:
+    """16 hex digits over tensors (their bytes) and anything else (its ``repr``), in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            flat = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(repr((part.dtype, tuple(part.shape))).encode())
+            digest.update(flat.numpy().tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,112 @@
+"""Model calls in fixed blocks: counted, checked, and the same bits wherever they are made.
+
+A row's bits depend on the batch it is evaluated in. So every call of a run has the same number of
+rows: the last block of a request is filled up by repeating its last row. Teacher, search and
+replay then see equal velocities for equal states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from oss_ext.models.base import Model
+
+
+class NonFiniteError(ValueError):
+    """A model returned NaN or inf where the result depends on it."""
+
+
+class Evaluator:
+    """Evaluates a model at rows of a state table.
+
+    Args:
+        model: the velocity model.
+        samples: B, the number of samples of the run.
+        max_batch: rows per call; None takes B. A model's ``fixed_batch`` goes before it.
+        on_progress: called with the number of rows done after every call.
+
+    Attributes:
+        block: rows per call.
+        nfe: model evaluations so far, in rows asked for (filling is not counted).
+        first_bad: ``(t, sample)`` of the first row that came back with NaN or inf, else None.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        samples: int,
+        max_batch: int | None = None,
+        on_progress: Callable[[int], object] = lambda rows: None,
+    ) -> None:
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
+        self.model = model
+        self.block = model.fixed_batch or max_batch or samples
+        self.nfe = 0
+        self.first_bad: tuple[float, int] | None = None
+        self._on_progress = on_progress
+
+    def fill(self, out: Tensor, states: Tensor, times: Tensor, rows: Tensor) -> None:
+        """Write ``out[i, b] = v(states[i, b], times[i])`` for every ``(i, b)`` in ``rows``.
+
+        Args:
+            out: ``[T, B, *dims]``; other rows are left alone.
+            states: ``[T, B, *dims]``.
+            times: ``[T]`` float64 on the CPU.
+            rows: ``[R, 2]`` int64 on the CPU.
+        """
+        for block in self._blocks(rows):
+            filled = torch.cat([block, block[-1:].expand(self.block - len(block), 2)])
+            row, sample = filled.to(states.device).unbind(1)
+            x = states[row, sample].to(self.model.dtype)
+            t = times[filled[:, 0]].to(states.device)
+            with torch.no_grad():
+                v = self.model(x, t, sample)
+            self._check(v, x, t, filled)
+            kept = len(block)
+            out[row[:kept], sample[:kept]] = v[:kept].to(out.dtype)
+            self.nfe += kept
+            self._on_progress(kept)
+
+    def at(self, x: Tensor, t: float) -> Tensor:
+        """``v(x, t)`` for one state per sample, ``[B, *dims]``, at one time.
+
+        Raises:
+            NonFiniteError: the model returned NaN or inf, naming time and sample.
+        """
+        rows = torch.stack([torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x))], dim=1)
+        out = torch.empty_like(x)[None]
+        self.fill(out, x[None], torch.tensor([t], dtype=torch.float64), rows)
+        if self.first_bad is not None:
+            raise NonFiniteError(self.describe_bad())
+        return out[0]
+
+    def describe_bad(self) -> str:
+        """The sentence for ``first_bad``; empty when every value was finite."""
+        if self.first_bad is None:
+            return ""
+        t, sample = self.first_bad
+        return f"model {self.model.name!r} returned NaN or inf at t = {t:.6g} for sample {sample}"
+
+    def _blocks(self, rows: Tensor) -> Iterator[Tensor]:
+        groups = [rows]
+        if self.model.one_time_per_call:
+            groups = [rows[rows[:, 0] == i] for i in rows[:, 0].unique()]
+        for group in groups:
+            yield from group.split(self.block)
+
+    def _check(self, v: Tensor, x: Tensor, t: Tensor, rows: Tensor) -> None:
+        if not isinstance(v, Tensor) or v.shape != x.shape or not v.is_floating_point():
+            got = f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+            raise ValueError(
+                f"model {self.model.name!r} returned {got}, expected a floating-point velocity "
+                f"of its input's shape {tuple(x.shape)}"
+            )
+        if self.first_bad is None:
+            bad = ~v.isfinite().flatten(1).all(dim=1)
+            if bool(bad.any()):
+                at = int(bad.nonzero()[0])
+                self.first_bad = (float(t[at]), int(rows[at, 1]))

@@ -1,0 +1,82 @@
+"""Paths from data to noise, the flow-matching coordinates they share, and teacher time grids.
+
+Everything is searched in flow-matching coordinates: ``x_t = (1 - t) x0 + t eps``, ``t = 0`` clean,
+``t = 1`` noise, velocity ``v = eps - x0``. A model lives on its own path ``x' = alpha x0 + beta
+eps``; equal signal-to-noise ratio gives ``t = beta / (alpha + beta)`` and ``x' = (alpha + beta) x``
+(paper section 4 and appendix C). Times are float64 throughout.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Path(Protocol):
+    """A noise path, parametrised by the flow time ``t`` of equal signal-to-noise ratio."""
+
+    name: str
+
+    def alpha_beta(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``alpha`` and ``beta`` of the model's own path at flow times ``t``, float64."""
+        ...
+
+    def sigmas(self, t: Tensor) -> Tensor:
+        """The noise levels that hosts of this family call sigma, at flow times ``t``."""
+        ...
+
+
+class FlowPath:
+    """Flow matching: ``alpha = 1 - t``, ``beta = t``; hosts call ``t`` itself sigma."""
+
+    name = "flow"
+
+    def alpha_beta(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t
+
+    def sigmas(self, t: Tensor) -> Tensor:
+        return t.clone()
+
+
+PATHS: dict[str, Path] = {"flow": FlowPath()}
+"""Every path by the name that schedules store."""
+
+
+def flow_grid(steps: int, shift: float = 1.0) -> Tensor:
+    """Teacher times of a flow model, ``[steps + 1]`` float64 ascending from 0 to 1.
+
+    Uniform in the model's time ``u`` and then shifted, ``t = s u / (1 + (s - 1) u)``, as SD3 and
+    FLUX do for larger images.
+
+    Raises:
+        ValueError: ``steps`` below 1 or ``shift`` not positive.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}")
+    if not shift > 0:
+        raise ValueError(f"shift: expected a positive number, got {shift}")
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def check_grid(times: Tensor) -> Tensor:
+    """``times`` as a float64 ``[N+1]`` tensor on the CPU, or ``ValueError`` saying what is wrong.
+
+    Teacher times ascend strictly from the clean end within [0, 1]: a repeated time would be a
+    step of length zero.
+    """
+    times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+    if times.dim() != 1 or len(times) < 2:
+        raise ValueError(f"times: expected [N+1] with N >= 1, got shape {tuple(times.shape)}")
+    if not bool(times.isfinite().all()) or times[0] < 0 or times[-1] > 1:
+        raise ValueError(f"times: expected finite values in [0, 1], got {times.tolist()}")
+    falls = (times.diff() <= 0).nonzero()
+    if len(falls):
+        at = int(falls[0]) + 1
+        raise ValueError(
+            "times: expected strictly increasing values from the clean end, got "
+            f"{float(times[at])} after {float(times[at - 1])} at index {at}"
+        )
+    return times

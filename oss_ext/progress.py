@@ -1,0 +1,11 @@
+"""The progress bar that long work shows: model evaluations done, left, and the rate."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+
+
+def progress_bar(description: str, evaluations: int, show: bool) -> tqdm:  # type: ignore[type-arg]
+    """A bar over ``evaluations`` model evaluations; silent unless ``show`` and on a terminal."""
+    silent = None if show else True  # None lets tqdm ask whether stderr is a terminal
+    return tqdm(total=evaluations, desc=description, unit="eval", disable=silent, leave=False)

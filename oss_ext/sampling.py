@@ -1,0 +1,53 @@
+"""Run a student: sample with a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from oss_ext import solvers
+from oss_ext.models.base import Model
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.progress import progress_bar
+from oss_ext.schedule import Schedule
+
+
+def student_states(
+    model: Model,
+    noise: Tensor,
+    schedule: Schedule,
+    *,
+    max_batch: int | None = None,
+    progress: bool = False,
+) -> Iterator[Tensor]:
+    """Yield the student's states ``[B, *dims]`` at ``schedule.times[1:]``; see ``sample``."""
+    with progress_bar("sample", schedule.steps * len(noise), progress) as bar:
+        evaluator = Evaluator(model, len(noise), max_batch, bar.update)
+        solver = solvers.get(schedule.solver)
+        dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
+        yield from solvers.integrate(solver, evaluator.at, noise.to(dtype), schedule.times)
+
+
+def sample(
+    model: Model,
+    noise: Tensor,
+    schedule: Schedule,
+    *,
+    max_batch: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """The student's samples ``[B, *dims]`` from ``noise`` in ``schedule.steps`` steps.
+
+    The first step starts at ``schedule.times[0]`` from the noise as it is, also where that lies
+    below the teacher's last time. States are float32 (float64 for float64 noise).
+
+    Raises:
+        ValueError: noise of the wrong shape or a velocity of the wrong shape.
+        NonFiniteError: the model returned NaN or inf; the message names time and sample.
+    """
+    model.check_noise(noise)
+    states = student_states(model, noise, schedule, max_batch=max_batch, progress=progress)
+    *_, last = states
+    return last

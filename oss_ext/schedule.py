@@ -1,0 +1,241 @@
+"""The product: a frozen few-step schedule, its JSON file, and the mean or median of several.
+
+A schedule is data. It holds the times the student evaluates the model at, where they came from
+(model, solver, teacher grid, objective) and what finding them cost, and it can be written, read
+and compared without the model or the search.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oss_ext.noise import PATHS, check_grid
+from oss_ext.version import __version__
+
+FORMAT = "oss-schedule"
+FORMAT_VERSION = 1
+SCOPES = ("joint", "instance")
+REDUCTIONS = ("none", "mean", "log_mean")
+STARTS = ("free", "pinned")
+AGGREGATES = ("mean", "median")
+
+
+class ScheduleError(ValueError):
+    """A schedule, or a file that should hold one, is not valid; the message says where."""
+
+
+def _expect(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ScheduleError(f"{name}: expected {expected}, got {got!r}")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a search minimised.
+
+    Attributes:
+        scope: ``joint``, one schedule for all calibration samples, or ``instance``, one each.
+        reduce: how the joint search combines the samples' costs (``none`` for instance).
+        start: ``free``: the first step may start below the last teacher time; ``pinned``: not.
+        aggregate: how instance schedules were combined into this one, None if they were not.
+        metric: what was compared with the teacher.
+    """
+
+    scope: str = "joint"
+    reduce: str = "log_mean"
+    start: str = "free"
+    aggregate: str | None = None
+    metric: str = "xt"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("scope", SCOPES),
+            ("reduce", REDUCTIONS),
+            ("start", STARTS),
+            ("aggregate", (None, *AGGREGATES)),
+        ):
+            _expect(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
+        joint = self.scope == "joint"
+        _expect((self.reduce != "none") == joint, "reduce", f"one that suits scope {self.scope!r}",
+                self.reduce)  # fmt: skip
+        _expect(not (joint and self.aggregate), "aggregate", "none with scope 'joint'",
+                self.aggregate)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A few-step sampling schedule.
+
+    Attributes:
+        times: flow times in order of use, ``steps + 1`` values descending to the clean end.
+        teacher_times: the teacher's grid, ascending.
+        indices: the rows of the teacher's grid that ``times`` are, descending; None off the grid.
+        model, model_hash: name and fingerprint of the model searched with.
+        path, solver, teacher_solver: names of noise path, student's and teacher's solver.
+        method: how the schedule was made, ``oss`` or a baseline's name.
+        objective: what the search minimised; None for a schedule that was not searched.
+        cost: mean squared error of the final state on the calibration samples, per element.
+        samples: number of calibration samples.
+        search_nfe: model evaluations of teacher and search per calibration sample.
+        package_version: version of oss_ext that made it.
+    """
+
+    times: tuple[float, ...]
+    teacher_times: tuple[float, ...]
+    indices: tuple[int, ...] | None
+    model: str
+    model_hash: str
+    path: str = "flow"
+    solver: str = "euler"
+    teacher_solver: str = "euler"
+    method: str = "oss"
+    objective: Objective | None = None
+    cost: float | None = None
+    samples: int = 0
+    search_nfe: int = 0
+    package_version: str = __version__
+
+    def __post_init__(self) -> None:
+        for name in ("model", "model_hash", "solver", "teacher_solver", "method",
+                     "package_version"):  # fmt: skip
+            _expect(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
+        _expect(self.path in PATHS, "path", f"one of {tuple(PATHS)}", self.path)
+        for name in ("samples", "search_nfe"):
+            value = getattr(self, name)
+            _expect(type(value) is int and value >= 0, name, "a whole number >= 0", value)
+        known = self.cost is None or (isinstance(self.cost, float) and math.isfinite(self.cost))
+        _expect(known and (self.cost or 0) >= 0, "cost", "null or a number >= 0", self.cost)
+        for name, ascending in (("teacher_times", self.teacher_times), ("times", self.times[::-1])):
+            _expect(all(type(t) is float for t in ascending), name, "numbers", getattr(self, name))
+            try:
+                check_grid(torch.tensor(ascending, dtype=torch.float64))
+            except ValueError as error:
+                raise ScheduleError(f"{name}, from the clean end: {error}") from None
+        if self.indices is not None:
+            rows = range(len(self.teacher_times))
+            on_grid = all(type(i) is int and i in rows for i in self.indices)
+            _expect(on_grid, "indices", f"whole numbers from 0 to {rows[-1]}", self.indices)
+            expected = tuple(self.teacher_times[i] for i in self.indices)
+            _expect(self.times == expected, "times", "the teacher's times at indices", self.times)
+
+    @classmethod
+    def from_indices(
+        cls, indices: Sequence[int], teacher_times: Sequence[float], **attributes: Any
+    ) -> Schedule:
+        """The schedule that uses the rows ``indices`` (descending) of the teacher's grid."""
+        grid = tuple(float(t) for t in teacher_times)
+        rows = tuple(int(i) for i in indices)
+        _expect(
+            all(0 <= i < len(grid) for i in rows), "indices", f"rows 0 to {len(grid) - 1}", rows
+        )
+        times = tuple(grid[i] for i in rows)
+        return cls(times=times, teacher_times=grid, indices=rows, **attributes)
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The times as the model's hosts count noise, descending, the final one included."""
+        values = PATHS[self.path].sigmas(torch.tensor(self.times, dtype=torch.float64))
+        return tuple(values.tolist())
+
+    @property
+    def initial_scale(self) -> float:
+        """``alpha + beta`` at the first time: model coordinates start from this times x[N]."""
+        alpha, beta = PATHS[self.path].alpha_beta(torch.tensor(self.times[0], dtype=torch.float64))
+        return float(alpha + beta)
+
+    def to_json(self) -> str:
+        """The file's text: the attributes, what derives from them, and a checksum over both."""
+        body: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        body |= asdict(self)
+        body |= {"steps": self.steps, "sigmas": self.sigmas, "initial_scale": self.initial_scale}
+        return json.dumps(body | {"checksum": _checksum(body)}, indent=1) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON file; an interrupted write leaves no partial file behind."""
+        path = Path(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_json())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    @classmethod
+    def from_json(cls, text: str) -> Schedule:
+        """The schedule in ``text``; ``ScheduleError`` says what is wrong with it."""
+        try:
+            body = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ScheduleError(f"not JSON: {error}") from None
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise ScheduleError(f'not a schedule of this package: no \'"format": "{FORMAT}"\'')
+        version = body.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ScheduleError(
+                f"format_version: this release reads {FORMAT_VERSION}, got {version!r}"
+            )
+        if body.pop("checksum", None) != _checksum(body):
+            raise ScheduleError("checksum: the content was changed or damaged after it was written")
+        given: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name not in body:
+                raise ScheduleError(f"{field.name}: missing")
+            value = body[field.name]
+            given[field.name] = tuple(value) if isinstance(value, list) else value
+        try:
+            if given["objective"] is not None:
+                given["objective"] = Objective(**given["objective"])
+            return cls(**given)
+        except TypeError as error:
+            raise ScheduleError(f"wrong type of value: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Schedule:
+        """Read a file that ``save`` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            ScheduleError: it holds no valid schedule; the message names file and fault.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise ScheduleError(f"{os.fspath(path)}: not a text file") from None
+        except ScheduleError as error:
+            raise ScheduleError(f"{os.fspath(path)}: {error}") from None
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def aggregate_indices(schedules: Sequence[Sequence[int]], how: str) -> tuple[int, ...]:
+    """One list of indices from several of equal length, by ``mean`` (OSS-ave) or ``median``.
+
+    Rounded by ``floor(x + 0.5)``: strictly monotone inputs then stay so, which rounding half to
+    even does not guarantee.
+    """
+    _expect(how in AGGREGATES, "aggregate", f"one of {AGGREGATES}", how)
+    lengths = {len(indices) for indices in schedules}
+    _expect(len(lengths) == 1, "schedules", "one or more, of equal length", sorted(lengths))
+    centre = statistics.fmean if how == "mean" else statistics.median
+    return tuple(math.floor(centre(column) + 0.5) for column in zip(*schedules, strict=True))

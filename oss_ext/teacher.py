@@ -1,0 +1,128 @@
+"""The teacher: many small steps, kept as the frozen trajectory that students are compared with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oss_ext import solvers
+from oss_ext.models.base import Model
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.noise import check_grid
+from oss_ext.progress import progress_bar
+from oss_ext.schedule import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """States of a teacher run, index 0 the clean end.
+
+    Attributes:
+        times: ``[N+1]`` float64 on the CPU, strictly increasing.
+        states: ``[N+1, B, *dims]``; ``states[N]`` is the initial noise.
+        model, model_hash, path, solver: what made it, by name and fingerprint.
+        data_range: R of the PSNR: the model's, or the range of the final states.
+        block: rows per model call.
+        nfe: model evaluations per sample.
+        seconds: wall time.
+    """
+
+    times: Tensor
+    states: Tensor
+    model: str
+    model_hash: str
+    path: str
+    solver: str
+    data_range: float
+    block: int
+    nfe: int
+    seconds: float
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+    @property
+    def samples(self) -> int:
+        return self.states.shape[1]
+
+    @property
+    def final(self) -> Tensor:
+        """The clean samples ``[B, *dims]``."""
+        return self.states[0]
+
+    @property
+    def noise(self) -> Tensor:
+        """The initial states ``[B, *dims]``."""
+        return self.states[-1]
+
+    def schedule(self, indices: Sequence[int], **attributes: Any) -> Schedule:
+        """A schedule over this trajectory's grid; ``attributes`` as ``Schedule`` has them."""
+        return Schedule.from_indices(
+            indices,
+            self.times.tolist(),
+            model=self.model,
+            model_hash=self.model_hash,
+            path=self.path,
+            teacher_solver=self.solver,
+            **attributes,
+        )
+
+
+def teacher(
+    model: Model,
+    noise: Tensor,
+    steps: int = 200,
+    *,
+    times: Tensor | None = None,
+    solver: str = "euler",
+    max_batch: int | None = None,
+    progress: bool = False,
+) -> Trajectory:
+    """Sample with many steps and keep every state.
+
+    Args:
+        model: the velocity model.
+        noise: initial states ``[B, *dims]``, e.g. ``model.noise(16, seed=0)``.
+        steps: N, on the model's own grid; ignored when ``times`` is given.
+        times: the grid itself, ``[N+1]`` ascending flow times.
+        solver: name of the teacher's solver.
+        max_batch: rows per model call; None: all B samples in one.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: bad arguments, or a velocity of the wrong shape.
+        NonFiniteError: the model returned NaN or inf; the message names time and sample.
+    """
+    model.check_noise(noise)
+    grid = check_grid(model.times(steps) if times is None else times)
+    start, samples = time.perf_counter(), len(noise)
+    # The search compares in float32 or better whatever precision the model runs in.
+    dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
+    states = torch.empty((len(grid), *noise.shape), dtype=dtype, device=noise.device)
+    states[-1] = noise
+    with progress_bar("teacher", (len(grid) - 1) * samples, progress) as bar:
+        evaluator = Evaluator(model, samples, max_batch, bar.update)
+        path = solvers.integrate(
+            solvers.get(solver), evaluator.at, states[-1], grid.flip(0).tolist()
+        )
+        for row, x in zip(range(len(grid) - 2, -1, -1), path, strict=True):
+            states[row] = x
+    final = states[0]
+    return Trajectory(
+        times=grid,
+        states=states,
+        model=model.name,
+        model_hash=model.fingerprint(),
+        path=model.path.name,
+        solver=solver,
+        data_range=model.data_range or float(final.max() - final.min()),
+        block=evaluator.block,
+        nfe=evaluator.nfe // samples,
+        seconds=time.perf_counter() - start,
+    )
