@@ -24,7 +24,9 @@ help:  ## list these verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 demo: $(built)  ## search schedules for the bundled digits model and show what they are worth
-	@$(bin)/python examples/demo.py
+	$(bin)/oss search --model digits --samples 16 --teacher-steps 200 --steps 5,10 --out out/demo
+	$(bin)/oss compare out/demo/digits-5.json out/demo/digits-10.json --samples 64 \
+	  --picture out/demo/digits.png
 
 test: $(built)  ## run the tests that take seconds
 	@$(bin)/pytest -q -m "not slow"
@@ -56,7 +58,7 @@ clean:  ## remove what was built; the environment stays
 $(ready): pyproject.toml
 	@echo "Setting up $(VENV) with $(TORCH)"
 	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	@$(bin)/pip install -qq "$(TORCH)"
+	@$(bin)/pip install -qq --no-compile "$(TORCH)"  # most of its files are never imported
 	@$(bin)/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 	  print(*project['optional-dependencies']['build'], sep='\n')" \
 	  | $(bin)/pip install -qq -r /dev/stdin

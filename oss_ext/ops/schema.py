@@ -90,7 +90,7 @@ def check_mask(op: str, source_mask: Tensor | None, state: Tensor) -> None:
     rows, samples = state.shape[:2]
     expect(
         source_mask.dtype == torch.bool
-        and tuple(source_mask.shape) in {(rows,), (rows, samples)}
+        and tuple(source_mask.shape) in ((rows,), (rows, samples))
         and source_mask.device == state.device,
         op, "source_mask", f"bool of shape ({rows},) or ({rows}, {samples}) on {state.device}",
         _is(source_mask),
@@ -101,7 +101,7 @@ def check_parent(op: str, parent: Tensor, state: Tensor) -> None:
     rows, samples = state.shape[:2]
     expect(
         parent.dtype == torch.int64
-        and tuple(parent.shape) in {(rows, 1), (rows, samples)}
+        and tuple(parent.shape) in ((rows, 1), (rows, samples))
         and parent.device == state.device,
         op, "parent", f"int64 of shape ({rows}, {samples}) or ({rows}, 1) on {state.device}",
         _is(parent),
