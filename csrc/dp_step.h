@@ -167,7 +167,8 @@ class Checker {
     shape("best_parent", parent, {state.size(0), shared ? 1 : state.size(1)}, shared ? "[N+1, 1]" : "[N+1, B]");
     for (const auto& [name, tensor] : {std::pair{"best_cost", &cost}, std::pair{"best_parent", &parent}})
       for (int64_t d = 0; d < 2; ++d)
-        if (tensor->size(d) > 1 && tensor->stride(d) == 0) error(name, " is written in place: it must not be expanded");
+        if (tensor->size(d) > 1 && tensor->stride(d) == 0) error(name, " is written in place: its elements must not share memory, got strides ",
+                shape_text(tensor->strides()));
   }
 
   Reduction reduction(const std::string& name) const {

@@ -18,10 +18,12 @@ from oss_ext import models, ops
 from oss_ext.baselines import uniform
 from oss_ext.evaluate import compare as compare_schedules
 from oss_ext.evaluate import score_table
+from oss_ext.files import replacing
 from oss_ext.models import Model
 from oss_ext.report import plot_samples, plot_schedules, schedule_table
 from oss_ext.sampling import sample as sample_schedule
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS, Schedule
+from oss_ext.search import check_budgets, make_objective
 from oss_ext.search import search as search_schedules
 from oss_ext.teacher import teacher as make_teacher
 
@@ -131,6 +133,9 @@ def search(
     Files are called MODEL-STEPS.json (MODEL-STEPS-SAMPLE.json for an instance search without
     --aggregate). Nothing is written before the search has ended.
     """
+    # Whatever can be wrong is found before the teacher takes its time.
+    check_budgets(steps, teacher_steps)
+    make_objective(scope, reduce, aggregate, start)
     check_folder(out)
     model = models.load(model_name, **dict(options))
     trajectory = make_teacher(
@@ -192,7 +197,8 @@ def sample(
     if out.suffix == ".png":
         plot_samples({f"{schedule.method} {schedule.steps}": result}, out)
     else:
-        save_file({"samples": result.contiguous()}, out)
+        with replacing(out) as temporary:
+            save_file({"samples": result.contiguous()}, temporary)
     click.echo(f"wrote {samples} samples to {out}")
 
 

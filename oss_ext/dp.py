@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oss_ext import ops
+from oss_ext import arguments, ops
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.sampling import student_states
@@ -57,10 +57,8 @@ class Table:
         Raises:
             ValueError: a budget or a sample that the table does not hold.
         """
-        if not 1 <= steps <= self.steps:
-            raise ValueError(f"steps: expected 1 to {self.steps}, got {steps}")
-        if not 0 <= sample < self.parent.shape[2]:
-            raise ValueError(f"sample: expected 0 to {self.parent.shape[2] - 1}, got {sample}")
+        steps = arguments.whole_number("steps", steps, most=self.steps)
+        arguments.whole_number("sample", sample, least=0, most=self.parent.shape[2] - 1)
         rows = [0]
         for k in range(steps, 0, -1):
             rows.append(int(self.parent[k - 1, rows[-1], sample]))
@@ -97,8 +95,7 @@ def run(
     """
     teacher, times = trajectory.states, trajectory.times
     rows, samples = teacher.shape[:2]
-    if not 1 <= steps <= rows - 1:
-        raise ValueError(f"steps: expected 1 to {rows - 1}, the teacher's steps, got {steps}")
+    steps = arguments.whole_number("steps", steps, most=rows - 1)
     chunk = max(1, velocity_bytes // (teacher[0].nbytes))
     state = teacher[-1:].expand_as(teacher)
     live = torch.zeros(rows, samples, dtype=torch.bool)
@@ -110,10 +107,11 @@ def run(
         parents.append(parent.cpu())
         dead = (parents[-1][0] < 0).nonzero()
         if len(dead):
-            who = f"sample {int(dead[0])}" if reduce == "none" else "the batch"
+            sample = int(dead[0]) if reduce == "none" else None
+            who = "the batch" if sample is None else f"sample {sample}"
             raise NonFiniteError(
                 f"step {k} has no finite path to the clean end for {who}: "
-                f"{evaluator.describe_bad() or 'every cost overflowed'}"
+                f"{evaluator.describe_bad(sample) or 'every cost overflowed'}"
             )
         live = (parents[-1] >= 0).expand(rows, samples).clone()
         live[0] = False

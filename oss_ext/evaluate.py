@@ -63,7 +63,11 @@ def compare(
         model: the model that made ``held_out``.
         held_out: a teacher trajectory on samples that no search has used.
         schedules: schedules by name; the scores come in the same order.
+
+    Raises:
+        ValueError: a model other than that of ``held_out``.
     """
+    held_out.check_model(model)
     scores = []
     for name, schedule in schedules.items():
         images = sample(model, held_out.noise, schedule, max_batch=max_batch, progress=progress)

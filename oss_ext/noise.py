@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from oss_ext import arguments
+
 
 class Path(Protocol):
     """A noise path, parametrised by the flow time ``t`` of equal signal-to-noise ratio."""
@@ -51,27 +53,29 @@ def flow_grid(steps: int, shift: float = 1.0) -> Tensor:
     FLUX do for larger images.
 
     Raises:
-        ValueError: ``steps`` below 1 or ``shift`` not positive.
+        ValueError: ``steps`` no whole number from 1 on, or ``shift`` not positive.
     """
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
-    if not shift > 0:
-        raise ValueError(f"shift: expected a positive number, got {shift}")
+    steps = arguments.whole_number("steps", steps)
+    shift = arguments.number("shift", shift, positive=True)
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    return shift * u / (1 + (shift - 1) * u)
+    return u / (u + (1 - u) / shift)  # in this form the ends are exactly 0 and 1
 
 
 def check_grid(times: Tensor) -> Tensor:
-    """``times`` as a float64 ``[N+1]`` tensor on the CPU, or ``ValueError`` saying what is wrong.
+    """A copy of ``times`` as float64 ``[N+1]`` on the CPU, or ``ValueError`` saying what is wrong.
 
     Teacher times ascend strictly from the clean end within [0, 1]: a repeated time would be a
     step of length zero.
     """
-    times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+    times = torch.as_tensor(times, dtype=torch.float64, device="cpu").clone()
     if times.dim() != 1 or len(times) < 2:
         raise ValueError(f"times: expected [N+1] with N >= 1, got shape {tuple(times.shape)}")
-    if not bool(times.isfinite().all()) or times[0] < 0 or times[-1] > 1:
-        raise ValueError(f"times: expected finite values in [0, 1], got {times.tolist()}")
+    outside = (~((times >= 0) & (times <= 1))).nonzero()
+    if len(outside):
+        at = int(outside[0])
+        raise ValueError(
+            f"times: expected finite values in [0, 1], got {float(times[at])} at index {at}"
+        )
     falls = (times.diff() <= 0).nonzero()
     if len(falls):
         at = int(falls[0]) + 1

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from oss_ext.files import replacing
 from oss_ext.schedule import Schedule
 
 
@@ -42,6 +43,12 @@ def schedule_table(schedule: Schedule) -> str:
     return "\n".join(lines)
 
 
+def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a picture whose margins fit, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+
+
 def plot_schedules(schedules: Mapping[str, Schedule], path: str | os.PathLike[str]) -> None:
     """Write a picture of the times that each schedule visits, one row of marks per schedule."""
     figure = Figure(figsize=(9, 1.4 + 0.5 * len(schedules)), layout="constrained")
@@ -58,7 +65,7 @@ def plot_schedules(schedules: Mapping[str, Schedule], path: str | os.PathLike[st
     axes.grid(axis="x", alpha=0.3)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    write_figure(figure, path)
 
 
 def is_image(samples: Tensor) -> bool:
@@ -97,4 +104,4 @@ def plot_samples(
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    write_figure(figure, path)

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from oss_ext.files import replacing
 from oss_ext.noise import PATHS, check_grid
 from oss_ext.version import __version__
 
@@ -66,6 +66,7 @@ class Objective:
             ("aggregate", (None, *AGGREGATES)),
         ):
             _expect(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
+        _expect(isinstance(self.metric, str), "metric", "a string", self.metric)
         joint = self.scope == "joint"
         _expect((self.reduce != "none") == joint, "reduce", f"one that suits scope {self.scope!r}",
                 self.reduce)  # fmt: skip
@@ -116,18 +117,37 @@ class Schedule:
             _expect(type(value) is int and value >= 0, name, "a whole number >= 0", value)
         known = self.cost is None or (isinstance(self.cost, float) and math.isfinite(self.cost))
         _expect(known and (self.cost or 0) >= 0, "cost", "null or a number >= 0", self.cost)
-        for name, ascending in (("teacher_times", self.teacher_times), ("times", self.times[::-1])):
-            _expect(all(type(t) is float for t in ascending), name, "numbers", getattr(self, name))
-            try:
-                check_grid(torch.tensor(ascending, dtype=torch.float64))
-            except ValueError as error:
-                raise ScheduleError(f"{name}, from the clean end: {error}") from None
+        for name in ("times", "teacher_times"):
+            self._check_times(name)
+        ends = self.times[-1] == self.teacher_times[0]
+        _expect(ends, "times", f"to end at the clean end {self.teacher_times[0]}", self.times[-1])
         if self.indices is not None:
             rows = range(len(self.teacher_times))
-            on_grid = all(type(i) is int and i in rows for i in self.indices)
+            self._make_tuple("indices", int, f"whole numbers from 0 to {rows[-1]}")
+            on_grid = all(i in rows for i in self.indices)
             _expect(on_grid, "indices", f"whole numbers from 0 to {rows[-1]}", self.indices)
             expected = tuple(self.teacher_times[i] for i in self.indices)
             _expect(self.times == expected, "times", "the teacher's times at indices", self.times)
+        if self.objective is not None:
+            _expect(isinstance(self.objective, Objective), "objective", "null or an Objective",
+                    self.objective)  # fmt: skip
+
+    def _make_tuple(self, name: str, kind: type, expected: str) -> None:
+        """Lists, as JSON gives them, become tuples, so that the schedule is frozen throughout."""
+        values = getattr(self, name)
+        valid = isinstance(values, list | tuple) and all(type(value) is kind for value in values)
+        _expect(valid, name, expected, values)
+        object.__setattr__(self, name, tuple(values))
+
+    def _check_times(self, name: str) -> None:
+        self._make_tuple(name, float, "numbers")
+        values = getattr(self, name)
+        try:
+            check_grid(
+                torch.tensor(values[::-1] if name == "times" else values, dtype=torch.float64)
+            )
+        except ValueError as error:
+            raise ScheduleError(f"{name}, from the clean end: {error}") from None
 
     @classmethod
     def from_indices(
@@ -135,10 +155,9 @@ class Schedule:
     ) -> Schedule:
         """The schedule that uses the rows ``indices`` (descending) of the teacher's grid."""
         grid = tuple(float(t) for t in teacher_times)
-        rows = tuple(int(i) for i in indices)
-        _expect(
-            all(0 <= i < len(grid) for i in rows), "indices", f"rows 0 to {len(grid) - 1}", rows
-        )
+        rows = tuple(indices)
+        valid = all(type(i) is int and 0 <= i < len(grid) for i in rows)
+        _expect(valid, "indices", f"rows 0 to {len(grid) - 1}", rows)
         times = tuple(grid[i] for i in rows)
         return cls(times=times, teacher_times=grid, indices=rows, **attributes)
 
@@ -167,16 +186,8 @@ class Schedule:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file; an interrupted write leaves no partial file behind."""
-        path = Path(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with replacing(path) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def from_json(cls, text: str) -> Schedule:
@@ -198,14 +209,13 @@ class Schedule:
         for field in fields(cls):
             if field.name not in body:
                 raise ScheduleError(f"{field.name}: missing")
-            value = body[field.name]
-            given[field.name] = tuple(value) if isinstance(value, list) else value
-        try:
-            if given["objective"] is not None:
+            given[field.name] = body[field.name]
+        if isinstance(given["objective"], dict):
+            try:
                 given["objective"] = Objective(**given["objective"])
-            return cls(**given)
-        except TypeError as error:
-            raise ScheduleError(f"wrong type of value: {error}") from None
+            except (TypeError, ScheduleError) as error:
+                raise ScheduleError(f"objective: {error}") from None
+        return cls(**given)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Schedule:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from oss_ext import dp
+from oss_ext import arguments, dp
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.progress import progress_bar
@@ -73,10 +73,12 @@ class SearchResult:
 
     def cost(self, steps: int) -> float:
         """Mean squared error of the final state after exactly ``steps`` steps, over the samples."""
+        steps = arguments.whole_number("steps", steps, most=self.table.steps)
         return float(self.table.cost[steps - 1, 0].double().mean())
 
     def cheaper(self, steps: int) -> int | None:
         """A smaller budget whose cost is below that of ``steps``, the best of them, or None."""
+        steps = arguments.whole_number("steps", steps, most=self.table.steps)
         best = min(range(1, steps + 1), key=self.cost)
         return None if best == steps else best
 
@@ -104,6 +106,20 @@ class SearchResult:
             note = f"  ({fewer} steps cost less: {self.cost(fewer):.3e})" if fewer else ""
             lines.append(f"{steps:3d} steps: mean squared error {self.cost(steps):.3e}{note}")
         return "\n".join(lines)
+
+
+def check_budgets(steps: int | Sequence[int], teacher_steps: int) -> list[int]:
+    """The budgets asked for, ascending; ``ValueError`` unless each is 1 to ``teacher_steps``."""
+    budgets = list(steps) if isinstance(steps, Sequence) else [steps]
+    if not budgets or any(type(k) is not int or not 1 <= k <= teacher_steps for k in budgets):
+        raise ValueError(f"steps: expected whole numbers from 1 to {teacher_steps}, got {steps!r}")
+    return sorted(set(budgets))
+
+
+def make_objective(scope: str, reduce: str | None, aggregate: str | None, start: str) -> Objective:
+    """The objective that the options of ``search`` describe; ``ValueError`` on a contradiction."""
+    reduce = reduce or ("log_mean" if scope == "joint" else "none")
+    return Objective(scope=scope, reduce=reduce, start=start, aggregate=aggregate)
 
 
 def search(
@@ -137,16 +153,9 @@ def search(
         ValueError: bad arguments; a model other than the teacher's.
         NonFiniteError: no finite path is left; the message names time and sample.
     """
-    budgets = sorted({steps} if isinstance(steps, int) else set(steps))
-    if not budgets or any(type(k) is not int or not 1 <= k <= trajectory.steps for k in budgets):
-        raise ValueError(f"steps: expected whole numbers from 1 to {trajectory.steps}, got {steps}")
-    reduce = reduce or ("log_mean" if scope == "joint" else "none")
-    objective = Objective(scope=scope, reduce=reduce, start=start, aggregate=aggregate)
-    if model.fingerprint() != trajectory.model_hash:
-        raise ValueError(
-            f"model: expected the teacher's, {trajectory.model!r} with hash "
-            f"{trajectory.model_hash}, got {model.name!r} with hash {model.fingerprint()}"
-        )
+    budgets = check_budgets(steps, trajectory.steps)
+    objective = make_objective(scope, reduce, aggregate, start)
+    trajectory.check_model(model)
     begin, samples = time.perf_counter(), trajectory.samples
     cuda = trajectory.states.is_cuda
     if cuda:
@@ -158,7 +167,7 @@ def search(
             evaluator,
             trajectory,
             budgets[-1],
-            reduce=reduce,
+            reduce=objective.reduce,
             start=start,
             velocity_bytes=velocity_bytes,
         )

@@ -61,6 +61,14 @@ class Trajectory:
         """The initial states ``[B, *dims]``."""
         return self.states[-1]
 
+    def check_model(self, model: Model) -> None:
+        """``ValueError`` unless ``model`` is the one that made this trajectory."""
+        if model.fingerprint() != self.model_hash:
+            raise ValueError(
+                f"model: expected the teacher's, {self.model!r} with hash {self.model_hash}, "
+                f"got {model.name!r} with hash {model.fingerprint()}"
+            )
+
     def schedule(self, indices: Sequence[int], **attributes: Any) -> Schedule:
         """A schedule over this trajectory's grid; ``attributes`` as ``Schedule`` has them."""
         return Schedule.from_indices(

@@ -145,18 +145,29 @@ Reduce convert(Reduction reduction) {
                                         : Reduce::log_mean;
 }
 
-// Parents as a tensor [N+1, B] or [N+1, 1].
-Tensor parent_tensor(const Best& best, const Tensor& like) {
-  Tensor out = new_empty(like, {best.targets(), best.parent_samples}, ScalarType::Long);
-  std::copy(best.parent.begin(), best.parent.end(), static_cast<int64_t*>(out.data_ptr()));
-  return out;
+// Writes samples [first, first + best.samples) of a cost [N+1, B] and their parents.
+template <class T>
+void write_best(const Best& best, const Tensor& cost, const Tensor& parent, int64_t first) {
+  const Matrix<T> costs(cost);
+  const Matrix<int64_t> parents(parent);
+  for (int64_t j = 0; j < best.targets(); ++j) {
+    for (int64_t b = 0; b < best.samples; ++b) costs(j, first + b) = static_cast<T>(best.cost[j * best.samples + b]);
+    for (int64_t b = 0; b < best.parent_samples; ++b)
+      parents(j, first + b) = best.parent[j * best.parent_samples + b];
+  }
 }
 
-template <class T>
-Tensor cost_tensor(const Best& best, const Tensor& like, ScalarType type) {
-  Tensor out = new_empty(like, {best.targets(), best.samples}, type);
-  std::copy(best.cost.begin(), best.cost.end(), static_cast<T*>(out.data_ptr()));
-  return out;
+// Runs body(part, first) over the samples: all of them where they share a parent, else some at a time.
+template <class Body>
+void for_samples(const Problem& p, const Body& body) {
+  const int64_t at_once = p.reduce == Reduce::none ? kSamplesAtOnce : p.samples;
+  for (int64_t first = 0; first < p.samples; first += at_once)
+    body(p.samples_from(first, std::min(at_once, p.samples - first)), first);
+}
+
+Tensor3 samples_from(Tensor3 tensor, int64_t first) {
+  tensor.rows.data += first * tensor.sample_stride;
+  return tensor;
 }
 
 std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& velocity, const Tensor& teacher,
@@ -172,12 +183,16 @@ std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& ve
   p.reduce = convert(check.reduction(reduce));
 
   Tensor next = allocate_next(state);
-  Best best(p.last + 1, p.samples, p.reduce);
-  step(p, kernels(), TorchPool(), best, view_rows(check, "next_state", next), false);
+  const Tensor3 to = view_rows(check, "next_state", next);
   const bool wide = state.scalar_type() == ScalarType::Double;
-  Tensor cost = wide ? cost_tensor<double>(best, state, ScalarType::Double)
-                     : cost_tensor<float>(best, state, ScalarType::Float);
-  return {next, cost, parent_tensor(best, state)};
+  Tensor cost = new_empty(state, {p.last + 1, p.samples}, wide ? ScalarType::Double : ScalarType::Float);
+  Tensor parent = new_empty(state, {p.last + 1, p.reduce == Reduce::none ? p.samples : 1}, ScalarType::Long);
+  for_samples(p, [&](const Problem& part, int64_t first) {
+    Best best(part.last + 1, part.samples, part.reduce);
+    step(part, kernels(), TorchPool(), best, samples_from(to, first), false);
+    wide ? write_best<double>(best, cost, parent, first) : write_best<float>(best, cost, parent, first);
+  });
+  return {next, cost, parent};
 }
 
 Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teacher, const Tensor& times,
@@ -214,7 +229,10 @@ std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& redu
     check.error("cost must have shape [N+1, N+1, B] with N, B >= 1, got ", shape_text(cost.sizes()));
   const Best best = select(cost.const_data_ptr<double>(), cost.strides().data(), cost.size(0), cost.size(2),
                            convert(check.reduction(reduce)));
-  return {cost_tensor<double>(best, cost, ScalarType::Double), parent_tensor(best, cost)};
+  Tensor best_cost = new_empty(cost, {best.targets(), best.samples}, ScalarType::Double);
+  Tensor parent = new_empty(cost, {best.targets(), best.parent_samples}, ScalarType::Long);
+  write_best<double>(best, best_cost, parent, 0);
+  return {best_cost, parent};
 }
 
 Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& times, const Tensor& parent) {
@@ -275,12 +293,12 @@ void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_s
                     const std::optional<Tensor>& source_mask, const std::string& reduce) {
   const Checker check("dp_accumulate_", state);
   check.state(state);
-  const int64_t rows = state.size(0), samples = state.size(1);
+  const int64_t rows = state.size(0);
   if (velocity.dim() < 1 || velocity.size(0) < 1)
     check.error("velocity_chunk must hold at least one source, got shape ", shape_text(velocity.sizes()));
   const int64_t end_source = first_source + velocity.size(0);
-  if (first_source < 0 || end_source > rows)
-    check.error("first_source must be in [0, N+1 - C] = [0, ", rows - velocity.size(0), "], got ", first_source);
+  if (first_source < 1 || end_source > rows)
+    check.error("first_source must be in [1, N+1 - C] = [1, ", rows - velocity.size(0), "], got ", first_source);
   check.velocity("velocity_chunk", velocity, state, velocity.size(0));
   check.teacher(teacher, state);
   check.times(times, state);
@@ -291,26 +309,28 @@ void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_s
   p.reduce = reduction;
   check_writable_state(check, state, p.state, velocity, teacher);
 
-  Best best(rows, samples, reduction);
   const Matrix<double> cost(best_cost);
   const Matrix<int64_t> parent(best_parent);
   for (int64_t j = 0; j < rows; ++j) {
-    for (int64_t b = 0; b < best.parent_samples; ++b) {
+    for (int64_t b = 0; b < best_parent.size(1); ++b) {
       const int64_t i = parent(j, b);
       if (i >= first_source)
         check.error("chunks must come in ascending order of their sources: best_parent[", j, ", ", b, "] = ", i,
                     " is not below first_source = ", first_source);
       if (i != -1 && i <= j)
         check.error("best_parent must be -1 or larger than its target, got best_parent[", j, ", ", b, "] = ", i);
-      best.parent[j * best.parent_samples + b] = i;
     }
-    for (int64_t b = 0; b < samples; ++b) best.cost[j * samples + b] = cost(j, b);
   }
-  step(p, kernels(), TorchPool(), best, p.state, true);
-  for (int64_t j = 0; j < rows; ++j) {
-    for (int64_t b = 0; b < best.parent_samples; ++b) parent(j, b) = best.parent[j * best.parent_samples + b];
-    for (int64_t b = 0; b < samples; ++b) cost(j, b) = best.cost[j * samples + b];
-  }
+  for_samples(p, [&](const Problem& part, int64_t first) {
+    Best best(rows, part.samples, reduction);
+    for (int64_t j = 0; j < rows; ++j) {
+      for (int64_t b = 0; b < best.samples; ++b) best.cost[j * best.samples + b] = cost(j, first + b);
+      for (int64_t b = 0; b < best.parent_samples; ++b)
+        best.parent[j * best.parent_samples + b] = parent(j, first + b);
+    }
+    step(part, kernels(), TorchPool(), best, part.state, true);
+    write_best<double>(best, best_cost, best_parent, first);
+  });
 }
 
 }  // namespace

@@ -5,17 +5,37 @@
 //     candidate = fma(dt, v[i], z[i]),  difference = candidate - x[j],  sum = fma(difference, difference, sum)
 //
 // in the compute type (float32, float64 for float64 tensors), one sum per lane within a block of elements,
-// then a fixed tree over the lanes, then float64 over the blocks of a segment. The candidate comes first,
-// so that a teacher made of the same steps has cost exactly 0 on its own path. The order of additions of
-// a pair does not depend on what is computed beside it.
+// then a fixed tree over the lanes, then float64 over the blocks of a segment. The candidate comes first, so
+// that a teacher made of the same steps has cost exactly 0 on its own path; z[i] - x[j] first would spare a
+// register copy, which is 3 to 5 % of the time. The order of additions of a pair does not depend on what is
+// computed beside it.
 //
 // Included inside the namespace of the capability, so that nothing here is shared between them.
 
-// Sums for `sources` rows of z and v against `targets` rows of x; rows are kBlock apart, n whole vectors.
+// Elements are padded with zeros to whole runs of `unroll` vectors.
+constexpr int64_t unroll = 4;
+
+template <class V>
+static int64_t padded_size(int64_t n) {
+  constexpr int64_t run = unroll * V::lanes;
+  return (n + run - 1) / run * run;
+}
+
+// A source of the packed group: where it is packed, where its cells are.
+template <class T>
+struct Source {
+  const T* z;
+  const T* v;
+  double time;
+  double* cells;
+  int64_t index;
+};
+
+// Adds the sums of `sources` sources against a tile of targets from `target` on, whose packed rows are kBlock
+// apart; n elements, padded. A source has targets below its own index only.
 template <class V, int sources>
-static void tile(const typename V::Scalar* z, const typename V::Scalar* v, const typename V::Scalar* x,
-                 const double* source_times, const double* target_times, int64_t n,
-                 typename V::Scalar (*out)[kMaxTile]) {
+static void tile(const Source<typename V::Scalar>* source, const typename V::Scalar* x, int64_t n,
+                 const double* times, int64_t target) {
   using T = typename V::Scalar;
   using Register = typename V::Register;
   constexpr int targets = V::tile_targets;
@@ -23,51 +43,44 @@ static void tile(const typename V::Scalar* z, const typename V::Scalar* v, const
   Register sum[sources][targets], dt[sources][targets];
 #pragma GCC unroll 4
   for (int s = 0; s < sources; ++s) {
+    T steps[kMaxTile];
+    V::steps(times + target, source[s].time, steps);
 #pragma GCC unroll 16
     for (int t = 0; t < targets; ++t) {
       sum[s][t] = V::zero();
-      dt[s][t] = V::broadcast(static_cast<T>(target_times[t] - source_times[s]));
+      dt[s][t] = V::broadcast(steps[t]);
     }
   }
-#pragma GCC unroll 1
-  for (int64_t e = 0; e < n; e += V::lanes) {
-    Register zs[sources], vs[sources];
+  for (int64_t run = 0; run < n; run += unroll * V::lanes) {
 #pragma GCC unroll 4
-    for (int s = 0; s < sources; ++s) {
-      zs[s] = V::load(z + s * kBlock<T> + e);
-      vs[s] = V::load(v + s * kBlock<T> + e);
-    }
-#pragma GCC unroll 16
-    for (int t = 0; t < targets; ++t) {
-      const Register xt = V::load(x + t * kBlock<T> + e);
+    for (int64_t e = run; e < run + unroll * V::lanes; e += V::lanes) {
+      Register zs[sources], vs[sources];
 #pragma GCC unroll 4
       for (int s = 0; s < sources; ++s) {
-        const Register difference = V::sub(V::fma(dt[s][t], vs[s], zs[s]), xt);
-        sum[s][t] = V::fma(difference, difference, sum[s][t]);
+        zs[s] = V::load(source[s].z + e);
+        vs[s] = V::load(source[s].v + e);
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < targets; ++t) {
+        const Register xt = V::load(x + t * kBlock<T> + e);
+#pragma GCC unroll 4
+        for (int s = 0; s < sources; ++s) {
+          const Register difference = V::sub(V::fma(dt[s][t], vs[s], zs[s]), xt);
+          sum[s][t] = V::fma(difference, difference, sum[s][t]);
+        }
       }
     }
   }
 #pragma GCC unroll 4
-  for (int s = 0; s < sources; ++s) V::template sums<targets>(sum[s], out[s]);
-}
-
-// Adds a tile's sums to the cells of its sources; source s has targets below its own index only.
-template <class V, int sources>
-static void add_tile(const CostJob& job, const int64_t* live, int64_t l, int64_t target,
-                     const typename V::Scalar* z, const typename V::Scalar* v,
-                     const typename V::Scalar* x, int64_t n, double* slab) {
-  constexpr int targets = V::tile_targets;
-  alignas(64) typename V::Scalar sums[sources][kMaxTile];
-  double source_times[sources];
-  for (int s = 0; s < sources; ++s) source_times[s] = job.times[live[l + s]];
-  tile<V, sources>(z, v, x, source_times, job.times + target, n, sums);
   for (int s = 0; s < sources; ++s) {
-    double* cells = slab + job.offsets[l + s] + target;
-    const int64_t count = live[l + s] - target;
+    alignas(64) T sums[kMaxTile];
+    V::template sums<targets>(sum[s], sums);
+    double* cells = source[s].cells + target;
+    const int64_t count = source[s].index - target;
     if (count >= targets) {
-      for (int t = 0; t < targets; ++t) cells[t] += static_cast<double>(sums[s][t]);
+      for (int t = 0; t < targets; ++t) cells[t] += static_cast<double>(sums[t]);
     } else {
-      for (int t = 0; t < count; ++t) cells[t] += static_cast<double>(sums[s][t]);
+      for (int t = 0; t < count; ++t) cells[t] += static_cast<double>(sums[t]);
     }
   }
 }
@@ -96,7 +109,7 @@ static void cost_of_segment(const CostJob& job, int64_t segment, int64_t begin, 
   for (int64_t b = first_block(job.segments, segment); b < last_block; ++b) {
     const int64_t first = b * block;
     const int64_t n = job.segments.elements - first < block ? job.segments.elements - first : block;
-    const int64_t padded = (n + V::lanes - 1) / V::lanes * V::lanes;
+    const int64_t padded = padded_size<V>(n);
     for (int64_t p = 0; p < last_target; p += panel) {
       const int64_t panel_end = p + panel < last_target ? p + panel : last_target;
       for (int64_t j = p; j < panel_end; ++j) pack(x + (j - p) * block, job.teacher, j, first, n, padded);
@@ -105,9 +118,12 @@ static void cost_of_segment(const CostJob& job, int64_t segment, int64_t begin, 
       while (live[l] <= p) ++l;
       for (; l < end; l += kSourceGroup) {
         const int64_t group = end - l < kSourceGroup ? end - l : kSourceGroup;
+        Source<T> source[kSourceGroup];
         for (int64_t s = 0; s < group; ++s) {
-          pack(z + s * block, job.state, live[l + s], first, n, padded);
-          pack(v + s * block, job.velocity, live[l + s] - job.first_source, first, n, padded);
+          const int64_t i = live[l + s];
+          source[s] = {z + s * block, v + s * block, job.times[i], slab + job.offsets[l + s], i};
+          pack(z + s * block, job.state, i, first, n, padded);
+          pack(v + s * block, job.velocity, i - job.first_source, first, n, padded);
         }
         const int64_t last = live[l + group - 1];
         const int64_t targets_end = last < panel_end ? last : panel_end;
@@ -131,14 +147,12 @@ static void cost_of_segment(const CostJob& job, int64_t segment, int64_t begin, 
         int64_t s0 = 0;
         for (int64_t j = p; j < targets_end; j += targets) {
           prefetch.step((targets_end - j + targets - 1) / targets);
-          while (live[l + s0] <= j) ++s0;
+          while (source[s0].index <= j) ++s0;
           const T* xj = x + (j - p) * block;
           int64_t s = s0;
           if constexpr (V::tile_sources == 2)
-            for (; s + 1 < group; s += 2)
-              add_tile<V, 2>(job, live, l + s, j, z + s * block, v + s * block, xj, padded, slab);
-          for (; s < group; ++s)
-            add_tile<V, 1>(job, live, l + s, j, z + s * block, v + s * block, xj, padded, slab);
+            for (; s + 1 < group; s += 2) tile<V, 2>(source + s, xj, padded, job.times, j);
+          for (; s < group; ++s) tile<V, 1>(source + s, xj, padded, job.times, j);
         }
       }
     }
@@ -199,7 +213,7 @@ static void advance_segment(const AdvanceJob& job, int64_t segment) {
       for (int64_t b = begin; b < run_end; ++b) {
         const int64_t first = b * block;
         const int64_t n = job.segments.elements - first < block ? job.segments.elements - first : block;
-        const int64_t padded = (n + V::lanes - 1) / V::lanes * V::lanes;
+        const int64_t padded = padded_size<V>(n);
         char* next = job.next.data + j * job.next.row_stride + first * size;
         if (i < 0) {
           encode(next, view(z, job.state, j, first, n, padded), job.next.dtype, n);

@@ -48,7 +48,7 @@ struct Best {
   // Sources come in ascending order, so that the later one wins a tie.
   void offer(int64_t source, const double* offered, std::vector<double>& objective, int64_t b) {
     for (int64_t j = 0; j < source; ++j) {
-      if (!(offered[j] <= objective[j]) || offered[j] == kInf) continue;
+      if (!(offered[j] <= objective[j]) || !std::isfinite(offered[j])) continue;
       objective[j] = offered[j];
       parent[j * parent_samples + b] = source;
     }

@@ -32,6 +32,21 @@ struct Tensor3 {
 };
 
 struct Problem {
+  // The same for samples [first, first + count).
+  Problem samples_from(int64_t first, int64_t count) const {
+    Problem part = *this;
+    part.samples = count;
+    for (Tensor3* tensor : {&part.state, &part.velocity, &part.teacher})
+      tensor->rows.data += first * tensor->sample_stride;
+    if (mask_samples == 1) return part;
+    part.mask_samples = count;
+    part.mask.clear();
+    for (int64_t i = 0; i <= last; ++i)
+      part.mask.insert(part.mask.end(), mask.begin() + i * mask_samples + first,
+                       mask.begin() + i * mask_samples + first + count);
+    return part;
+  }
+
   int64_t last;  // N: targets 0 .. N-1, sources 1 .. N
   int64_t samples;
   int64_t elements;
@@ -46,6 +61,7 @@ struct Problem {
 
 constexpr int64_t kSlabBytes = int64_t{17} << 20;     // all slabs together, N <= 1024
 constexpr int64_t kScratchBytes = int64_t{3} << 20;   // all workers together
+constexpr int64_t kSamplesAtOnce = 256;  // without a reduction; bounds what is kept per sample
 constexpr int64_t kMaxSegments = 16;
 // Targets packed together stay in the second-level cache.
 constexpr int64_t kMaxPanelRows = 204;

@@ -21,6 +21,14 @@ struct Float8 {
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
   static Register sub(Register a, Register b) { return _mm256_sub_ps(a, b); }
 
+  // to[t] - from for a tile of targets, rounded once.
+  static void steps(const double* to, double from, float* out) {
+    static_assert(tile_targets <= 8);
+    const __m256d origin = _mm256_set1_pd(from);
+    _mm_storeu_ps(out, _mm256_cvtpd_ps(_mm256_sub_pd(_mm256_loadu_pd(to), origin)));
+    _mm_storeu_ps(out + 4, _mm256_cvtpd_ps(_mm256_sub_pd(_mm256_loadu_pd(to + 4), origin)));
+  }
+
   // [a0+a2, b0+b2, a1+a3, b1+b3] in both halves.
   static Register fold2(Register a, Register b) {
     return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
@@ -53,6 +61,10 @@ struct Double4 {
   static void store(double* p, Register a) { _mm256_storeu_pd(p, a); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_pd(a, b, c); }
   static Register sub(Register a, Register b) { return _mm256_sub_pd(a, b); }
+
+  static void steps(const double* to, double from, double* out) {
+    for (int t = 0; t < tile_targets; ++t) out[t] = to[t] - from;
+  }
 
   template <int count>
   static void sums(const Register* a, double* out) {
@@ -89,6 +101,8 @@ struct Float16 {
     return _mm512_maskz_extractf32x8_ps(0xff, a, index);
   }
 
+  static void steps(const double* to, double from, float* out) { Float8::steps(to, from, out); }
+
   template <int count>
   static void sums(const Register* a, float* out) {
     Float8::Register halves[count];
@@ -115,6 +129,8 @@ struct Double8 {
   static Double4::Register half(Register a) {
     return _mm512_maskz_extractf64x4_pd(0xf, a, index);
   }
+
+  static void steps(const double* to, double from, double* out) { Double4::steps(to, from, out); }
 
   template <int count>
   static void sums(const Register* a, double* out) {
@@ -163,6 +179,10 @@ struct Vector16 {
 #else
   static Register fma(Register a, Register b, Register c) { return a * b + c; }
 #endif
+
+  static void steps(const double* to, double from, T* out) {
+    for (int t = 0; t < tile_targets; ++t) out[t] = static_cast<T>(to[t] - from);
+  }
 
   template <int count>
   static void sums(const Register* a, T* out) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oss_ext import arguments
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import Trajectory
 
@@ -13,7 +14,6 @@ def uniform(trajectory: Trajectory, steps: int) -> Schedule:
         ValueError: ``steps`` not within 1 to N.
     """
     n = trajectory.steps
-    if not 1 <= steps <= n:
-        raise ValueError(f"steps: expected 1 to {n}, the teacher's steps, got {steps}")
+    steps = arguments.whole_number("steps", steps, most=n)
     indices = [(2 * n * k + steps) // (2 * steps) for k in range(steps, -1, -1)]
     return trajectory.schedule(indices, method="uniform")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from oss_ext import arguments
 from oss_ext.models.base import Model, hash_of
 from oss_ext.noise import flow_grid
 
@@ -36,9 +37,9 @@ class GaussianMixture(Model):
     ) -> None:
         if mu.dim() != 2 or not mu.is_floating_point():
             raise ValueError(f"mu: expected floating-point [components, D], got {mu.shape}")
-        if not sd > 0:
-            raise ValueError(f"sd: expected a positive number, got {sd}")
-        self.mu, self.sd, self.shift = mu, float(sd), float(shift)
+        self.mu = mu
+        self.sd = arguments.number("sd", sd, positive=True)
+        self.shift = arguments.number("shift", shift, positive=True)
         self.shape = tuple(shape) if shape is not None else (mu.shape[1],)
         if math.prod(self.shape) != mu.shape[1]:
             raise ValueError(f"shape: expected {mu.shape[1]} elements as mu, got {self.shape}")
@@ -71,8 +72,11 @@ def load(
     device: str = "cpu",
 ) -> GaussianMixture:
     """The exact flow of a Gaussian mixture whose means are drawn with seed, in float32."""
-    if components < 1:
-        raise ValueError(f"components: expected at least 1, got {components}")
+    if not isinstance(shape, list | tuple) or not shape:
+        raise ValueError(f"shape: expected a list of sizes, got {shape!r}")
+    shape = [arguments.whole_number("shape", size) for size in shape]
+    components = arguments.whole_number("components", components)
+    seed = arguments.whole_number("seed", seed, least=0)
     generator = torch.Generator().manual_seed(seed)
     mu = torch.randn(components, math.prod(shape), generator=generator)
-    return GaussianMixture(mu.to(device), sd, shape, shift)
+    return GaussianMixture(mu.to(arguments.device("device", device)), sd, shape, shift)

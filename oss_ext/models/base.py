@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from oss_ext import arguments
 from oss_ext.noise import PATHS, Path, flow_grid
 
 
@@ -59,8 +60,7 @@ class Model(abc.ABC):
         Samples are drawn one after the other on the CPU, so that sample ``b`` of a seed is the
         same whatever the batch and the device.
         """
-        if batch < 1:
-            raise ValueError(f"batch: expected at least 1, got {batch}")
+        batch = arguments.whole_number("batch", batch)
         generator = torch.Generator().manual_seed(seed)
         rows = [torch.randn(self.shape, generator=generator) for _ in range(batch)]
         return torch.stack(rows).to(device=self.device, dtype=self.dtype)
@@ -68,10 +68,15 @@ class Model(abc.ABC):
     def check_noise(self, noise: Tensor) -> None:
         """``noise`` is ``[B, *shape]``, finite and floating; else ``ValueError`` says how not."""
         dims = ", ".join(["B", *map(str, self.shape)])
-        if noise.dim() == 0 or noise.shape[1:] != self.shape or not len(noise):
-            raise ValueError(f"noise: expected [{dims}] with B >= 1, got {tuple(noise.shape)}")
+        got: object = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        if not isinstance(noise, Tensor) or noise.dim() == 0 or noise.shape[1:] != self.shape:
+            raise ValueError(f"noise: expected [{dims}] with B >= 1, got {got}")
+        if noise.numel() == 0:
+            raise ValueError(f"noise: expected [{dims}] with B >= 1, got {got}")
         if not noise.is_floating_point():
             raise ValueError(f"noise: expected a floating-point tensor, got {noise.dtype}")
+        if noise.device.type != self.device.type:
+            raise ValueError(f"noise: expected a tensor on {self.device}, got {noise.device}")
         bad = ~noise.isfinite().flatten(1).all(dim=1)
         if bool(bad.any()):
             at = int(bad.nonzero()[0])

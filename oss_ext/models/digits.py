@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from oss_ext import arguments
 from oss_ext.models.base import Model, hash_of
 from oss_ext.models.digits_net import NULL_LABEL, NUM_CLASSES, DigitsUNet
 
@@ -25,13 +26,13 @@ class Digits(Model):
     data_range = 2.0
 
     def __init__(self, net: DigitsUNet, labels: Sequence[int], guidance: float) -> None:
-        bad = [label for label in labels if label not in range(NUM_CLASSES)]
-        if bad or len(labels) == 0:
-            raise ValueError(f"labels: expected digits from 0 to 9, got {list(labels)}")
+        valid = isinstance(labels, Sequence) and len(labels) > 0
+        if not valid or any(type(n) is not int or n not in range(NUM_CLASSES) for n in labels):
+            raise ValueError(f"labels: expected digits from 0 to 9, got {labels!r}")
         self.net = net.eval().requires_grad_(False)
         self.device = net.stem.weight.device
         self.labels = torch.tensor(list(labels), device=self.device)
-        self.guidance = float(guidance)
+        self.guidance = arguments.number("guidance", guidance)
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
         label = self.labels[sample % len(self.labels)]
@@ -61,5 +62,5 @@ def load(
     weights = load_safetensors(file.read_bytes())
     net.load_state_dict({name: value.float() for name, value in weights.items()})
     # Channels-last convolutions are the faster ones on a CPU.
-    net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to(arguments.device("device", device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Digits(net, labels, guidance)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from oss_ext import arguments
 from oss_ext.models.base import Model
 
 
@@ -31,7 +32,7 @@ class Evaluator:
     Attributes:
         block: rows per call.
         nfe: model evaluations so far, in rows asked for (filling is not counted).
-        first_bad: ``(t, sample)`` of the first row that came back with NaN or inf, else None.
+        first_bad: sample to the first ``t`` at which it came back with NaN or inf.
     """
 
     def __init__(
@@ -41,12 +42,12 @@ class Evaluator:
         max_batch: int | None = None,
         on_progress: Callable[[int], object] = lambda rows: None,
     ) -> None:
-        if max_batch is not None and max_batch < 1:
-            raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
+        if max_batch is not None:
+            max_batch = arguments.whole_number("max_batch", max_batch)
         self.model = model
         self.block = model.fixed_batch or max_batch or samples
         self.nfe = 0
-        self.first_bad: tuple[float, int] | None = None
+        self.first_bad: dict[int, float] = {}
         self._on_progress = on_progress
 
     def fill(self, out: Tensor, states: Tensor, times: Tensor, rows: Tensor) -> None:
@@ -80,15 +81,17 @@ class Evaluator:
         rows = torch.stack([torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x))], dim=1)
         out = torch.empty_like(x)[None]
         self.fill(out, x[None], torch.tensor([t], dtype=torch.float64), rows)
-        if self.first_bad is not None:
+        if self.first_bad:
             raise NonFiniteError(self.describe_bad())
         return out[0]
 
-    def describe_bad(self) -> str:
-        """The sentence for ``first_bad``; empty when every value was finite."""
-        if self.first_bad is None:
+    def describe_bad(self, sample: int | None = None) -> str:
+        """What ``first_bad`` says of ``sample``, or of the first there is; empty if nothing."""
+        if sample is None:
+            sample = next(iter(self.first_bad), -1)
+        if sample not in self.first_bad:
             return ""
-        t, sample = self.first_bad
+        t = self.first_bad[sample]
         return f"model {self.model.name!r} returned NaN or inf at t = {t:.6g} for sample {sample}"
 
     def _blocks(self, rows: Tensor) -> Iterator[Tensor]:
@@ -105,8 +108,5 @@ class Evaluator:
                 f"model {self.model.name!r} returned {got}, expected a floating-point velocity "
                 f"of its input's shape {tuple(x.shape)}"
             )
-        if self.first_bad is None:
-            bad = ~v.isfinite().flatten(1).all(dim=1)
-            if bool(bad.any()):
-                at = int(bad.nonzero()[0])
-                self.first_bad = (float(t[at]), int(rows[at, 1]))
+        for at in (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
+            self.first_bad.setdefault(int(rows[at, 1]), float(t[at]))

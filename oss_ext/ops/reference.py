@@ -104,6 +104,7 @@ def dp_step(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     schema.check_reduce("dp_step", reduce)
     schema.check_step("dp_step", state, velocity, teacher, times, source_mask)
+    check_times("dp_step", times)
     cost = dp_cost(state, velocity, teacher, times, source_mask=source_mask)
     best_cost, parent = dp_select(cost, reduce)
     next_state = dp_advance(state, velocity, times, parent)

@@ -155,6 +155,10 @@ def check_accumulate(
         op, "first_source", f"sources within 1 to {rows - 1}",
         f"{first_source} to {first_source + chunk - 1}",
     )  # fmt: skip
+    for name, tensor in (("state", state), ("best_cost", best_cost), ("best_parent", best_parent)):
+        shared = any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        expected = "memory of its own for every element, as it is written in place"
+        expect(not shared, op, name, expected, f"strides {tensor.stride()}")
     for name, tensor, dtype, shape in (
         ("best_cost", best_cost, torch.float64, (rows, samples)),
         ("best_parent", best_parent, torch.int64, (rows, samples if reduce == "none" else 1)),

@@ -1,0 +1,122 @@
+"""Measures the workspace of the operators: what a call takes beside its outputs, at its peak.
+
+    python bench/bench_memory.py
+
+The contract: 8 MiB up to N = 200 and 32 MiB up to N = 1024, whatever the samples, the elements,
+the layout and the number of threads. Exits with 1 where it is exceeded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor
+
+from machine import configuration, extra_memory
+from oss_ext import ops
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str = "dp_step"
+    steps: int = 200
+    samples: int = 1
+    elements: int = 2**16
+    dtype: torch.dtype = torch.float32
+    reduce: str = "none"
+    strided: bool = False
+    threads: int = 2
+
+    @property
+    def limit(self) -> int:
+        return (8 if self.steps <= 200 else 32) * MIB
+
+
+PLAIN = Case()
+LONG = Case(steps=1024, elements=2**12)
+CASES = [
+    PLAIN,
+    replace(PLAIN, dtype=torch.bfloat16),
+    replace(PLAIN, dtype=torch.float64),
+    replace(PLAIN, strided=True),
+    replace(PLAIN, threads=64),
+    replace(PLAIN, samples=64, elements=2**10),
+    replace(PLAIN, samples=64, elements=2**10, reduce="log_mean"),
+    replace(PLAIN, samples=2**12, elements=2**2),
+    replace(PLAIN, op="dp_cost"),
+    replace(PLAIN, op="dp_advance"),
+    replace(PLAIN, op="dp_accumulate_"),
+    replace(PLAIN, op="dp_accumulate_", samples=64, elements=2**10, reduce="log_mean"),
+    LONG,
+    replace(LONG, threads=64),
+    replace(LONG, samples=4, elements=2**10, reduce="log_mean"),
+]
+
+
+def prepare(case: Case) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of the operator on random inputs."""
+    rows = case.steps + 1
+    shape = (rows, case.elements, case.samples) if case.strided else (rows, case.samples, -1)
+    state, velocity, teacher = (
+        torch.randn(rows * case.samples * case.elements).to(case.dtype).view(shape) for _ in "zvx"
+    )
+    if case.strided:
+        state, velocity, teacher = (x.mT for x in (state, velocity, teacher))
+    times = torch.linspace(0, 1, rows, dtype=torch.float64)
+    if case.op == "dp_step":
+        return lambda: ops.dp_step(state, velocity, teacher, times, reduce=case.reduce)
+    if case.op == "dp_cost":
+        return lambda: (ops.dp_cost(state, velocity, teacher, times),)
+    if case.op == "dp_advance":
+        parent = torch.arange(1, rows + 1)[:, None].where(
+            torch.arange(rows)[:, None] < rows - 1, -1
+        )
+        return lambda: (ops.dp_advance(state, velocity, times, parent),)
+    best_cost = torch.full((rows, case.samples), torch.inf, dtype=torch.float64)
+    best_parent = torch.full_like(best_cost, -1, dtype=torch.int64)
+    best_parent = best_parent if case.reduce == "none" else best_parent[:, :1]
+
+    def accumulate() -> tuple[()]:
+        ops.dp_accumulate_(
+            state, velocity[1:], 1, teacher, times, best_cost, best_parent, reduce=case.reduce
+        )
+        return ()
+
+    return accumulate
+
+
+def workspace(case: Case) -> int:
+    """Bytes beside the outputs of one call."""
+    torch.set_num_threads(case.threads)
+    prepare(replace(case, steps=2, samples=1, elements=1))()  # starts the threads
+    return extra_memory(prepare(case))[0]
+
+
+def main() -> int:
+    print(*(f"- {name}: {value}" for name, value in configuration().items()), sep="\n")
+    print()
+    names = [field.name for field in fields(Case)]
+    print("|", " | ".join([*names, "MiB", "at most"]), "|")
+    print("|:--" * (len(names) + 2) + "|")
+    exceeded = 0
+    for case in CASES:
+        # A process of its own: what an earlier call kept for later would not be seen.
+        with get_context("fork").Pool(1) as pool:
+            taken = pool.apply(workspace, (case,))
+        exceeded += taken > case.limit
+        cells = [getattr(case, name) for name in names]
+        cells += [f"{taken / MIB:.1f}", f"{case.limit // MIB}"]
+        print("|", *(f"{str(cell).removeprefix('torch.')} |" for cell in cells), flush=True)
+    if exceeded:
+        print(f"\n{exceeded} of {len(CASES)} take more than they may")
+    return min(exceeded, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

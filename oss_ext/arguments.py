@@ -1,0 +1,41 @@
+"""Checks of plain arguments, all with one message: name, what was expected, what came."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """``value`` as an int from ``least`` to ``most``; ``ValueError`` if it is none (nor a bool)."""
+    expected = f"at least {least}" if most is None else f"{least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name}: expected a whole number, {expected}, got {value!r}")
+    if value < least or (most is not None and value > most):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return int(value)
+
+
+def number(name: str, value: Any, positive: bool = False) -> float:
+    """``value`` as a finite float, above zero if ``positive``; ``ValueError`` if it is none."""
+    real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or (positive and value <= 0):
+        kind = "a positive number" if positive else "a finite number"
+        raise ValueError(f"{name}: expected {kind}, got {value!r}")
+    return float(value)
+
+
+def device(name: str, value: Any) -> torch.device:
+    """``value`` as a device that this machine has; ``ValueError`` if it is none."""
+    try:
+        found = torch.device(value)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{name}: expected a device of this machine, got {value!r} ({reason})"
+        ) from None
+    return found

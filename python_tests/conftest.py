@@ -1,0 +1,48 @@
+"""Fixtures of the test suite: fresh random inputs, and every backend of the operators."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from op_cases import Runner
+from oss_ext import ops
+
+SEED = int(os.environ.get("OSS_TEST_SEED") or time.time_ns() % 2**32)
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def pytest_report_header() -> str:
+    return f"random inputs: OSS_TEST_SEED={SEED} draws them again"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed of this test's own, new in every run; a failing test shows the line printed here."""
+    print(f"OSS_TEST_SEED={SEED}")
+    return SEED ^ zlib.crc32(request.node.name.encode())
+
+
+@pytest.fixture(
+    params=[(name, device) for device in DEVICES for name in ops.BACKENDS], ids="-".join
+)
+def backend(request: pytest.FixtureRequest) -> Runner:
+    """Every backend on every device that it can serve here."""
+    name, device = request.param
+    reason = ops.BACKENDS[name].why_not(torch.device(device))
+    if reason is not None:
+        pytest.skip(f"{name} on {device}: {reason}")
+    return Runner(name, device)
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    """For tests that change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
