@@ -36,9 +36,10 @@ from machine import FmaPeak, configuration, extra_memory
 from oss_ext.models import analytic
 
 K = 1024
+# Beyond this many elements "one source at a time" takes up to a minute a call: only with --all.
+SOURCES_UP_TO = 64 * K
 SIZES = [(100, 16 * K), (200, 16 * K), (200, 64 * K), (200, 256 * K)]
 DTYPES = [torch.float32, torch.bfloat16]
-PATIENCE = 60.0  # seconds; a method that took longer at a size sits out its later rounds
 OURS, SOURCES, PRODUCTS, COMPILED = (
     "dp_step", "one source at a time", "two matrix products", "torch.compile"
 )  # fmt: skip
@@ -119,7 +120,11 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def measure(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor], dtype: torch.dtype, rounds: int, peak: FmaPeak
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    dtype: torch.dtype,
+    rounds: int,
+    peak: FmaPeak,
+    everything: bool,
 ) -> list[Figures]:
     """All methods on the same inputs."""
     times = inputs[3]
@@ -133,6 +138,8 @@ def measure(
         PRODUCTS: two_matrix_products,
         COMPILED: compiled_direct(),
     }
+    if elements > SOURCES_UP_TO and not everything:
+        del methods[SOURCES]
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     extra, right = {}, {}
     methods[COMPILED](z, v, x, times)  # compiles
@@ -143,8 +150,6 @@ def measure(
     for _ in range(rounds):
         peaks.append(peak())
         for name, method in methods.items():
-            if sum(seconds[name]) > PATIENCE:
-                continue
             seconds[name].append(seconds_of(lambda method=method: method(z, v, x, times)))
     return [
         Figures(
@@ -190,6 +195,7 @@ def targets(figures: list[Figures]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the smallest size, three rounds")
+    parser.add_argument("--all", action="store_true", help="every method at every size")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
     parser.add_argument(
@@ -213,7 +219,7 @@ def main() -> None:
     for steps, elements in sizes:
         inputs = trajectory(steps, elements)
         for dtype in DTYPES:
-            new = measure(inputs, dtype, rounds, peak)
+            new = measure(inputs, dtype, rounds, peak, options.all)
             figures += new
             rows = [f.row() for f in new]
             print("\n".join(rows), flush=True)

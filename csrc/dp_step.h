@@ -1,26 +1,30 @@
-// The contract of the native kernels of torch.ops.oss, and the argument checks that all devices share.
+// The contract of the native kernels of torch.ops.oss, and the argument checks that all devices
+// share.
 //
-//   dp_step(state, velocity, teacher, times, *, source_mask=None, reduce="none") -> (next_state, cost, parent)
-//   dp_cost(state, velocity, teacher, times, *, source_mask=None) -> [N+1, N+1, B] float64, (source, target, sample)
-//   dp_select(cost, reduce="none") -> (best_cost, parent)
+//   dp_step(state, velocity, teacher, times, *, source_mask=None, reduce="none") -> (next_state,
+//   cost, parent) dp_cost(state, velocity, teacher, times, *, source_mask=None) -> [N+1, N+1, B]
+//   float64, (source, target, sample) dp_select(cost, reduce="none") -> (best_cost, parent)
 //   dp_advance(state, velocity, times, parent) -> next_state
-//   dp_accumulate_(state!, velocity_chunk, first_source, teacher, times, best_cost!, best_parent!, *,
+//   dp_accumulate_(state!, velocity_chunk, first_source, teacher, times, best_cost!, best_parent!,
+//   *,
 //                  source_mask=None, reduce="none")
 //
-// state, velocity, teacher: [N+1, B, *dims], any strides. times: [N+1] float64, strictly increasing. For a
-// source i and a target j < i,
+// state, velocity, teacher: [N+1, B, *dims], any strides. times: [N+1] float64, strictly
+// increasing. For a source i and a target j < i,
 //
-//   candidate = state[i] + (t[j] - t[i]) * velocity[i],   cost = mean((candidate - teacher[j])^2) per sample
+//   candidate = state[i] + (t[j] - t[i]) * velocity[i],   cost = mean((candidate - teacher[j])^2)
+//   per sample
 //
-// in float32 (float64 for float64 tensors); t[j] - t[i] is subtracted in float64 and rounded once; sums are
-// float64 beyond a block of elements. parent[j] is the argmin over the live sources: ties go to the largest,
-// NaN and inf never win, row 0 is never a source; without a winner parent is -1, cost inf and the state's row
-// is kept. next_state[j] is the winner's candidate, rounded once. With a reduction ("mean", "log_mean": the
-// mean of log(max(cost, 2^-126))) one parent serves the batch, and a source must be live and finite in every
-// sample. velocity rows that are not live are never read. See oss_ext/ops/reference.py for the definition.
+// in float32 (float64 for float64 tensors); t[j] - t[i] is subtracted in float64 and rounded once;
+// sums are float64 beyond a block of elements. parent[j] is the argmin over the live sources: ties
+// go to the largest, NaN and inf never win, row 0 is never a source; without a winner parent is -1,
+// cost inf and the state's row is kept. next_state[j] is the winner's candidate, rounded once. With
+// a reduction ("mean", "log_mean": the mean of log(max(cost, 2^-126))) one parent serves the batch,
+// and a source must be live and finite in every sample. velocity rows that are not live are never
+// read. See oss_ext/ops/reference.py for the definition.
 //
-// Checks need no synchronisation: shapes, dtypes, devices. Values (times increasing, parents in range) are
-// checked where the tensors are in host memory.
+// Checks need no synchronisation: shapes, dtypes, devices. Values (times increasing, parents in
+// range) are checked where the tensors are in host memory.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -61,9 +65,11 @@ inline std::string name_of(ScalarType type) {
 
 template <class Sizes>
 std::string shape_text(const Sizes& sizes) {
-  std::string text = "[";
-  for (size_t d = 0; d < sizes.size(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(sizes[d]);
-  return text + "]";
+  std::ostringstream text;
+  text << "[";
+  for (size_t d = 0; d < sizes.size(); ++d) text << (d == 0 ? "" : ", ") << sizes[d];
+  text << "]";
+  return text.str();
 }
 
 // Checks of one call; messages begin with the operator's name.
@@ -77,7 +83,8 @@ class Checker {
   }
 
   void device(const char* name, const Tensor& tensor) const {
-    if (tensor.device() != device_) error(name, " must be on the same device as the first tensor argument");
+    if (tensor.device() != device_)
+      error(name, " must be on the same device as the first tensor argument");
   }
 
   void dtype(const char* name, const Tensor& tensor, ScalarType expected) const {
@@ -91,7 +98,8 @@ class Checker {
     for (int64_t d = 0; same && d < tensor.dim(); ++d) same = tensor.size(d) == expected.begin()[d];
     if (same) return;
     const std::vector<int64_t> sizes(expected);
-    error(name, " must have shape ", text, " = ", shape_text(sizes), ", got ", shape_text(tensor.sizes()));
+    error(name, " must have shape ", text, " = ", shape_text(sizes), ", got ",
+          shape_text(tensor.sizes()));
   }
 
   // [N+1, B, *dims], N, B and the number of elements at least 1, floating.
@@ -108,14 +116,16 @@ class Checker {
   }
 
   // Like state, but for the number of rows.
-  void rows_like_state(const char* name, const Tensor& tensor, const Tensor& state, int64_t rows) const {
+  void rows_like_state(const char* name, const Tensor& tensor, const Tensor& state,
+                       int64_t rows) const {
     device(name, tensor);
     bool same = tensor.dim() == state.dim() && tensor.size(0) == rows;
     for (int64_t d = 1; same && d < state.dim(); ++d) same = tensor.size(d) == state.size(d);
     if (same) return;
-    std::string expected = "[" + std::to_string(rows);
-    for (int64_t d = 1; d < state.dim(); ++d) expected += ", " + std::to_string(state.size(d));
-    error(name, " must have shape ", expected, "] to match state, got ", shape_text(tensor.sizes()));
+    std::vector<int64_t> expected(state.sizes().begin(), state.sizes().end());
+    expected[0] = rows;
+    error(name, " must have shape ", shape_text(expected), " to match state, got ",
+          shape_text(tensor.sizes()));
   }
 
   void velocity(const char* name, const Tensor& tensor, const Tensor& state, int64_t rows) const {
@@ -124,7 +134,8 @@ class Checker {
     const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
     if (type == state.scalar_type() || (half && state.scalar_type() == ScalarType::Float)) return;
     error(name, " must have state's dtype ", name_of(state.scalar_type()),
-          state.scalar_type() == ScalarType::Float ? ", float16 or bfloat16" : "", ", got ", name_of(type));
+          state.scalar_type() == ScalarType::Float ? ", float16 or bfloat16" : "", ", got ",
+          name_of(type));
   }
 
   void teacher(const Tensor& tensor, const Tensor& state) const {
@@ -164,10 +175,13 @@ class Checker {
     dtype("best_cost", cost, ScalarType::Double);
     dtype("best_parent", parent, ScalarType::Long);
     shape("best_cost", cost, {state.size(0), state.size(1)}, "[N+1, B]");
-    shape("best_parent", parent, {state.size(0), shared ? 1 : state.size(1)}, shared ? "[N+1, 1]" : "[N+1, B]");
-    for (const auto& [name, tensor] : {std::pair{"best_cost", &cost}, std::pair{"best_parent", &parent}})
+    shape("best_parent", parent, {state.size(0), shared ? 1 : state.size(1)},
+          shared ? "[N+1, 1]" : "[N+1, B]");
+    for (const auto& [name, tensor] :
+         {std::pair{"best_cost", &cost}, std::pair{"best_parent", &parent}})
       for (int64_t d = 0; d < 2; ++d)
-        if (tensor->size(d) > 1 && tensor->stride(d) == 0) error(name, " is written in place: its elements must not share memory, got strides ",
+        if (tensor->size(d) > 1 && tensor->stride(d) == 0)
+          error(name, " is written in place: its elements must not share memory, got strides ",
                 shape_text(tensor->strides()));
   }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,6 +122,18 @@ def make_objective(scope: str, reduce: str | None, aggregate: str | None, start:
     return Objective(scope=scope, reduce=reduce, start=start, aggregate=aggregate)
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: of the GPU's allocator, or of the process; 0 where no one counts them."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # not on Windows, where schedules can still be loaded and shown
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def search(
     model: Model,
     trajectory: Trajectory,
@@ -157,8 +169,7 @@ def search(
     objective = make_objective(scope, reduce, aggregate, start)
     trajectory.check_model(model)
     begin, samples = time.perf_counter(), trajectory.samples
-    cuda = trajectory.states.is_cuda
-    if cuda:
+    if trajectory.states.is_cuda:
         torch.cuda.reset_peak_memory_stats(trajectory.states.device)
     planned = dp.evaluations(trajectory.steps, budgets[-1], start) * samples
     with progress_bar("search", planned, progress) as bar:
@@ -171,11 +182,6 @@ def search(
             start=start,
             velocity_bytes=velocity_bytes,
         )
-    peak = (
-        torch.cuda.max_memory_allocated(trajectory.states.device)
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
     return SearchResult(
         trajectory=trajectory,
         objective=objective,
@@ -184,5 +190,5 @@ def search(
         nfe=evaluator.nfe // samples,
         block=evaluator.block,
         seconds=time.perf_counter() - begin,
-        peak_bytes=peak,
+        peak_bytes=peak_memory(trajectory.states.device),
     )

@@ -1,4 +1,5 @@
-// Which compilation of the inner loops to run. Defines oss::cpu_capability(), so: one include per library.
+// Which compilation of the inner loops to run. Defines oss::cpu_capability(), so: one include per
+// library.
 #pragma once
 
 #include <cstdlib>
@@ -29,7 +30,8 @@ struct Available {
  private:
 #if defined(OSS_HAVE_AVX2)
   static bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
   }
 #endif
 };

@@ -61,7 +61,8 @@ Tensor3 view_rows(const Checker& check, const char* name, const Tensor& tensor) 
       continue;
     }
     if (rows.ndim == kMaxDims)
-      check.error(name, " has more than ", kMaxDims, " dims that are not contiguous; call .contiguous()");
+      check.error(name, " has more than ", kMaxDims,
+                  " dims that are not contiguous; call .contiguous()");
     rows.sizes[rows.ndim] = n;
     rows.strides[rows.ndim++] = stride;
   }
@@ -80,10 +81,11 @@ std::vector<double> read_times(const Checker& check, const Tensor& tensor) {
   std::vector<double> times(n + kMaxTile, 0.0);
   for (int64_t i = 0; i < n; ++i) {
     times[i] = data[i * stride];
-    if (!std::isfinite(times[i])) check.error("times must be finite, got times[", i, "] = ", times[i]);
+    if (!std::isfinite(times[i]))
+      check.error("times must be finite, got times[", i, "] = ", times[i]);
     if (i > 0 && !(times[i] > times[i - 1]))
-      check.error("times must be strictly increasing, got times[", i - 1, "] = ", times[i - 1], " and times[",
-                  i, "] = ", times[i]);
+      check.error("times must be strictly increasing, got times[", i - 1, "] = ", times[i - 1],
+                  " and times[", i, "] = ", times[i]);
   }
   return times;
 }
@@ -93,7 +95,9 @@ template <class T>
 class Matrix {
  public:
   explicit Matrix(const Tensor& tensor)
-      : data_(static_cast<T*>(tensor.data_ptr())), row_(tensor.stride(0)), column_(tensor.stride(1)) {}
+      : data_(static_cast<T*>(tensor.data_ptr())),
+        row_(tensor.stride(0)),
+        column_(tensor.stride(1)) {}
   T& operator()(int64_t i, int64_t j) const { return data_[i * row_ + j * column_]; }
 
  private:
@@ -109,7 +113,8 @@ Tensor allocate_next(const Tensor& state) {
   const uintptr_t data = reinterpret_cast<uintptr_t>(next.data_ptr());
   const uintptr_t begin = (data + huge - 1) / huge * huge;
   const uintptr_t end = (data + next.numel() * next.element_size()) / huge * huge;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a hint
+  if (begin < end)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a hint
 #endif
   return next;
 }
@@ -134,13 +139,14 @@ Problem make_problem(const Checker& check, const Tensor& state, const char* velo
     p.mask.resize((p.last + 1) * p.mask_samples);
     for (int64_t i = 0; i <= p.last; ++i)
       for (int64_t b = 0; b < p.mask_samples; ++b)
-        p.mask[i * p.mask_samples + b] = live[i * mask->stride(0) + (per_sample ? b * mask->stride(1) : 0)];
+        p.mask[i * p.mask_samples + b] =
+            live[i * mask->stride(0) + (per_sample ? b * mask->stride(1) : 0)];
   }
   return p;
 }
 
 Reduce convert(Reduction reduction) {
-  return reduction == Reduction::none ? Reduce::none
+  return reduction == Reduction::none   ? Reduce::none
          : reduction == Reduction::mean ? Reduce::mean
                                         : Reduce::log_mean;
 }
@@ -151,13 +157,15 @@ void write_best(const Best& best, const Tensor& cost, const Tensor& parent, int6
   const Matrix<T> costs(cost);
   const Matrix<int64_t> parents(parent);
   for (int64_t j = 0; j < best.targets(); ++j) {
-    for (int64_t b = 0; b < best.samples; ++b) costs(j, first + b) = static_cast<T>(best.cost[j * best.samples + b]);
+    for (int64_t b = 0; b < best.samples; ++b)
+      costs(j, first + b) = static_cast<T>(best.cost[j * best.samples + b]);
     for (int64_t b = 0; b < best.parent_samples; ++b)
       parents(j, first + b) = best.parent[j * best.parent_samples + b];
   }
 }
 
-// Runs body(part, first) over the samples: all of them where they share a parent, else some at a time.
+// Runs body(part, first) over the samples: all of them where they share a parent, else some at a
+// time.
 template <class Body>
 void for_samples(const Problem& p, const Body& body) {
   const int64_t at_once = p.reduce == Reduce::none ? kSamplesAtOnce : p.samples;
@@ -170,8 +178,9 @@ Tensor3 samples_from(Tensor3 tensor, int64_t first) {
   return tensor;
 }
 
-std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& velocity, const Tensor& teacher,
-                                           const Tensor& times, const std::optional<Tensor>& source_mask,
+std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& velocity,
+                                           const Tensor& teacher, const Tensor& times,
+                                           const std::optional<Tensor>& source_mask,
                                            const std::string& reduce) {
   const Checker check("dp_step", state);
   check.state(state);
@@ -185,25 +194,29 @@ std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& ve
   Tensor next = allocate_next(state);
   const Tensor3 to = view_rows(check, "next_state", next);
   const bool wide = state.scalar_type() == ScalarType::Double;
-  Tensor cost = new_empty(state, {p.last + 1, p.samples}, wide ? ScalarType::Double : ScalarType::Float);
-  Tensor parent = new_empty(state, {p.last + 1, p.reduce == Reduce::none ? p.samples : 1}, ScalarType::Long);
+  Tensor cost =
+      new_empty(state, {p.last + 1, p.samples}, wide ? ScalarType::Double : ScalarType::Float);
+  Tensor parent =
+      new_empty(state, {p.last + 1, p.reduce == Reduce::none ? p.samples : 1}, ScalarType::Long);
   for_samples(p, [&](const Problem& part, int64_t first) {
     Best best(part.last + 1, part.samples, part.reduce);
     step(part, kernels(), TorchPool(), best, samples_from(to, first), false);
-    wide ? write_best<double>(best, cost, parent, first) : write_best<float>(best, cost, parent, first);
+    wide ? write_best<double>(best, cost, parent, first)
+         : write_best<float>(best, cost, parent, first);
   });
   return {next, cost, parent};
 }
 
-Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teacher, const Tensor& times,
-               const std::optional<Tensor>& source_mask) {
+Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teacher,
+               const Tensor& times, const std::optional<Tensor>& source_mask) {
   const Checker check("dp_cost", state);
   check.state(state);
   check.velocity("velocity", velocity, state, state.size(0));
   check.teacher(teacher, state);
   check.times(times, state);
   check.source_mask(source_mask, state);
-  const Problem p = make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
+  const Problem p =
+      make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
 
   const int64_t rows = p.last + 1;
   Tensor out = new_empty(state, {rows, rows, p.samples}, ScalarType::Double);
@@ -216,7 +229,8 @@ Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teache
     const double* cells = costs.of_sample(live, b);
     for (size_t l = 0; l < live.sources.size(); ++l) {
       const int64_t i = live.sources[l];
-      for (int64_t j = 0; j < i; ++j) data[(i * rows + j) * p.samples + b] = cells[live.offsets[l] + j];
+      for (int64_t j = 0; j < i; ++j)
+        data[(i * rows + j) * p.samples + b] = cells[live.offsets[l] + j];
     }
   }
   return out;
@@ -226,16 +240,18 @@ std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& redu
   const Checker check("dp_select", cost);
   check.dtype("cost", cost, ScalarType::Double);
   if (cost.dim() != 3 || cost.size(0) != cost.size(1) || cost.size(0) < 2 || cost.size(2) < 1)
-    check.error("cost must have shape [N+1, N+1, B] with N, B >= 1, got ", shape_text(cost.sizes()));
-  const Best best = select(cost.const_data_ptr<double>(), cost.strides().data(), cost.size(0), cost.size(2),
-                           convert(check.reduction(reduce)));
+    check.error("cost must have shape [N+1, N+1, B] with N, B >= 1, got ",
+                shape_text(cost.sizes()));
+  const Best best = select(cost.const_data_ptr<double>(), cost.strides().data(), cost.size(0),
+                           cost.size(2), convert(check.reduction(reduce)));
   Tensor best_cost = new_empty(cost, {best.targets(), best.samples}, ScalarType::Double);
   Tensor parent = new_empty(cost, {best.targets(), best.parent_samples}, ScalarType::Long);
   write_best<double>(best, best_cost, parent, 0);
   return {best_cost, parent};
 }
 
-Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& times, const Tensor& parent) {
+Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& times,
+                  const Tensor& parent) {
   const Checker check("dp_advance", state);
   check.state(state);
   check.velocity("velocity", velocity, state, state.size(0));
@@ -250,8 +266,8 @@ Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& tim
     for (int64_t b = 0; b < columns; ++b) {
       parents.push_back(given(j, b));
       if (parents.back() != -1 && (parents.back() <= j || parents.back() > p.last))
-        check.error("parent must be -1 or larger than its target and at most N = ", p.last, ", got parent[", j,
-                    ", ", b, "] = ", parents.back());
+        check.error("parent must be -1 or larger than its target and at most N = ", p.last,
+                    ", got parent[", j, ", ", b, "] = ", parents.back());
     }
   Tensor next = allocate_next(state);
   const Tensor3 to = view_rows(check, "next_state", next);
@@ -267,45 +283,53 @@ std::pair<const char*, const char*> span_of(const Tensor& tensor) {
   return {first, first + extent * static_cast<int64_t>(tensor.element_size())};
 }
 
-void check_writable_state(const Checker& check, const Tensor& state, const Tensor3& rows, const Tensor& velocity,
-                          const Tensor& teacher) {
+void check_writable_state(const Checker& check, const Tensor& state, const Tensor3& rows,
+                          const Tensor& velocity, const Tensor& teacher) {
   const int64_t row_bytes = rows.rows.dense ? state.numel() / state.size(0) / state.size(1) *
                                                   static_cast<int64_t>(state.element_size())
                                             : 0;
   const int64_t n = state.size(0), samples = state.size(1);
   const int64_t by_row = rows.rows.row_stride, by_sample = rows.sample_stride;
-  const bool samples_inside = (samples == 1 || by_sample >= row_bytes) &&
-                              by_row >= (samples - 1) * by_sample + row_bytes;
-  const bool rows_inside = by_row >= row_bytes && (samples == 1 || by_sample >= (n - 1) * by_row + row_bytes);
+  const bool samples_inside =
+      (samples == 1 || by_sample >= row_bytes) && by_row >= (samples - 1) * by_sample + row_bytes;
+  const bool rows_inside =
+      by_row >= row_bytes && (samples == 1 || by_sample >= (n - 1) * by_row + row_bytes);
   if (!rows.rows.dense || !(samples_inside || rows_inside))
-    check.error("state is written in place: the elements of each [row, sample] must be contiguous and rows must "
-                "not overlap, got shape ", shape_text(state.sizes()), " with strides ", shape_text(state.strides()));
+    check.error(
+        "state is written in place: the elements of each [row, sample] must be contiguous and "
+        "rows must not overlap, got shape ",
+        shape_text(state.sizes()), " with strides ", shape_text(state.strides()));
   const auto [begin, end] = span_of(state);
-  for (const auto& [name, other] : {std::pair{"velocity_chunk", &velocity}, std::pair{"teacher", &teacher}}) {
+  for (const auto& [name, other] :
+       {std::pair{"velocity_chunk", &velocity}, std::pair{"teacher", &teacher}}) {
     const auto [other_begin, other_end] = span_of(*other);
     if (begin < other_end && other_begin < end)
       check.error("state is written in place and must not share memory with ", name);
   }
 }
 
-void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_source, const Tensor& teacher,
-                    const Tensor& times, const Tensor& best_cost, const Tensor& best_parent,
-                    const std::optional<Tensor>& source_mask, const std::string& reduce) {
+void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_source,
+                    const Tensor& teacher, const Tensor& times, const Tensor& best_cost,
+                    const Tensor& best_parent, const std::optional<Tensor>& source_mask,
+                    const std::string& reduce) {
   const Checker check("dp_accumulate_", state);
   check.state(state);
   const int64_t rows = state.size(0);
   if (velocity.dim() < 1 || velocity.size(0) < 1)
-    check.error("velocity_chunk must hold at least one source, got shape ", shape_text(velocity.sizes()));
+    check.error("velocity_chunk must hold at least one source, got shape ",
+                shape_text(velocity.sizes()));
   const int64_t end_source = first_source + velocity.size(0);
   if (first_source < 1 || end_source > rows)
-    check.error("first_source must be in [1, N+1 - C] = [1, ", rows - velocity.size(0), "], got ", first_source);
+    check.error("first_source must be in [1, N+1 - C] = [1, ", rows - velocity.size(0), "], got ",
+                first_source);
   check.velocity("velocity_chunk", velocity, state, velocity.size(0));
   check.teacher(teacher, state);
   check.times(times, state);
   check.source_mask(source_mask, state);
   const Reduce reduction = convert(check.reduction(reduce));
   check.best(best_cost, best_parent, state, reduction != Reduce::none);
-  Problem p = make_problem(check, state, "velocity_chunk", velocity, teacher, times, source_mask, first_source);
+  Problem p = make_problem(check, state, "velocity_chunk", velocity, teacher, times, source_mask,
+                           first_source);
   p.reduce = reduction;
   check_writable_state(check, state, p.state, velocity, teacher);
 
@@ -315,16 +339,18 @@ void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_s
     for (int64_t b = 0; b < best_parent.size(1); ++b) {
       const int64_t i = parent(j, b);
       if (i >= first_source)
-        check.error("chunks must come in ascending order of their sources: best_parent[", j, ", ", b, "] = ", i,
-                    " is not below first_source = ", first_source);
+        check.error("chunks must come in ascending order of their sources: best_parent[", j, ", ",
+                    b, "] = ", i, " is not below first_source = ", first_source);
       if (i != -1 && i <= j)
-        check.error("best_parent must be -1 or larger than its target, got best_parent[", j, ", ", b, "] = ", i);
+        check.error("best_parent must be -1 or larger than its target, got best_parent[", j, ", ",
+                    b, "] = ", i);
     }
   }
   for_samples(p, [&](const Problem& part, int64_t first) {
     Best best(rows, part.samples, reduction);
     for (int64_t j = 0; j < rows; ++j) {
-      for (int64_t b = 0; b < best.samples; ++b) best.cost[j * best.samples + b] = cost(j, first + b);
+      for (int64_t b = 0; b < best.samples; ++b)
+        best.cost[j * best.samples + b] = cost(j, first + b);
       for (int64_t b = 0; b < best.parent_samples; ++b)
         best.parent[j * best.parent_samples + b] = parent(j, first + b);
     }

@@ -1,15 +1,16 @@
-// The contract between the driver (step.h) and the inner loops (loops.h), which are compiled once per
-// instruction set. Plain data only: no torch, and nothing from the standard library that is inline,
-// because the linker keeps one copy of an inline function and could give the AVX-512 one to everybody.
+// The contract between the driver (step.h) and the inner loops (loops.h), which are compiled once
+// per instruction set. Plain data only: no torch, and nothing from the standard library that is
+// inline, because the linker keeps one copy of an inline function and could give the AVX-512 one to
+// everybody.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 namespace oss {
-// The instruction set in use, chosen at first use: the best that the machine has and the library was built
-// with, or the value of the environment variable OSS_CPU_CAPABILITY. Throws std::runtime_error if that
-// names one that is not available.
+// The instruction set in use, chosen at first use: the best that the machine has and the library
+// was built with, or the value of the environment variable OSS_CPU_CAPABILITY. Throws
+// std::runtime_error if that names one that is not available.
 const char* cpu_capability();
 }  // namespace oss
 
@@ -17,8 +18,9 @@ namespace oss::cpu {
 
 enum class DType { float32, float64, float16, bfloat16 };
 
-// Elements are summed in the compute type within a block, in float64 across blocks. The size is part of
-// the definition of the bits of a cost, so it is the same for every instruction set and tile shape.
+// Elements are summed in the compute type within a block, in float64 across blocks. The size is
+// part of the definition of the bits of a cost, so it is the same for every instruction set and
+// tile shape.
 constexpr int64_t kBlockBytes = 1024;
 template <class T>
 constexpr int64_t kBlock = kBlockBytes / static_cast<int64_t>(sizeof(T));
@@ -32,8 +34,9 @@ constexpr int64_t kMaxTile = 16;
 
 constexpr int kMaxDims = 8;
 
-// One sample of a time-major tensor: row i starts at data + i * row_stride. The elements of a row, in
-// logical order, are described by the merged dims; `dense` says that they are one contiguous run.
+// One sample of a time-major tensor: row i starts at data + i * row_stride. The elements of a row,
+// in logical order, are described by the merged dims; `dense` says that they are one contiguous
+// run.
 struct Rows {
   char* data;
   DType dtype;
@@ -77,7 +80,8 @@ struct AdvanceJob {
 
 struct Kernels {
   const char* name;
-  // Sums of squares of one segment for the live sources [begin, end), into their cells of that slab.
+  // Sums of squares of one segment for the live sources [begin, end), into their cells of that
+  // slab.
   void (*cost)(const CostJob& job, int64_t segment, int64_t begin, int64_t end, void* scratch,
                int64_t scratch_bytes);
   // The candidates that `parent` names, for one segment of the elements, targets ascending.

@@ -2,13 +2,15 @@
 //
 // For a source i and a target j < i, with dt = t[j] - t[i] subtracted in float64 and rounded once:
 //
-//     candidate = fma(dt, v[i], z[i]),  difference = candidate - x[j],  sum = fma(difference, difference, sum)
+//     candidate  = fma(dt, v[i], z[i])
+//     difference = candidate - x[j]
+//     sum        = fma(difference, difference, sum)
 //
-// in the compute type (float32, float64 for float64 tensors), one sum per lane within a block of elements,
-// then a fixed tree over the lanes, then float64 over the blocks of a segment. The candidate comes first, so
-// that a teacher made of the same steps has cost exactly 0 on its own path; z[i] - x[j] first would spare a
-// register copy, which is 3 to 5 % of the time. The order of additions of a pair does not depend on what is
-// computed beside it.
+// in the compute type (float32, float64 for float64 tensors), one sum per lane within a block of
+// elements, then a fixed tree over the lanes, then float64 over the blocks of a segment. The
+// candidate comes first, so that a teacher made of the same steps has cost exactly 0 on its own
+// path; z[i] - x[j] first would spare a register copy, which is 3 to 5 % of the time. The order of
+// additions of a pair does not depend on what is computed beside it.
 //
 // Included inside the namespace of the capability, so that nothing here is shared between them.
 
@@ -31,8 +33,8 @@ struct Source {
   int64_t index;
 };
 
-// Adds the sums of `sources` sources against a tile of targets from `target` on, whose packed rows are kBlock
-// apart; n elements, padded. A source has targets below its own index only.
+// Adds the sums of `sources` sources against a tile of targets from `target` on, whose packed rows
+// are kBlock apart; n elements, padded. A source has targets below its own index only.
 template <class V, int sources>
 static void tile(const Source<typename V::Scalar>* source, const typename V::Scalar* x, int64_t n,
                  const double* times, int64_t target) {
@@ -86,8 +88,8 @@ static void tile(const Source<typename V::Scalar>* source, const typename V::Sca
 }
 
 template <class V>
-static void cost_of_segment(const CostJob& job, int64_t segment, int64_t begin, int64_t end, void* scratch,
-                            int64_t scratch_bytes) {
+static void cost_of_segment(const CostJob& job, int64_t segment, int64_t begin, int64_t end,
+                            void* scratch, int64_t scratch_bytes) {
   using T = typename V::Scalar;
   constexpr int64_t block = kBlock<T>;
   constexpr int64_t targets = V::tile_targets;
@@ -102,7 +104,8 @@ static void cost_of_segment(const CostJob& job, int64_t segment, int64_t begin, 
   const int64_t cells_end = job.offsets[end - 1] + last_target;
   for (int64_t c = job.offsets[begin]; c < cells_end; ++c) slab[c] = 0;
   // The last tile may read rows that no target fills: they only need to be numbers.
-  __builtin_memset(x + (last_target - 1) % panel / targets * targets * block, 0, targets * kBlockBytes);
+  __builtin_memset(x + (last_target - 1) % panel / targets * targets * block, 0,
+                   targets * kBlockBytes);
 
   Prefetch prefetch;
   const int64_t last_block = first_block(job.segments, segment + 1);
@@ -112,7 +115,8 @@ static void cost_of_segment(const CostJob& job, int64_t segment, int64_t begin, 
     const int64_t padded = padded_size<V>(n);
     for (int64_t p = 0; p < last_target; p += panel) {
       const int64_t panel_end = p + panel < last_target ? p + panel : last_target;
-      for (int64_t j = p; j < panel_end; ++j) pack(x + (j - p) * block, job.teacher, j, first, n, padded);
+      for (int64_t j = p; j < panel_end; ++j)
+        pack(x + (j - p) * block, job.teacher, j, first, n, padded);
 
       int64_t l = begin;
       while (live[l] <= p) ++l;
@@ -142,7 +146,8 @@ static void cost_of_segment(const CostJob& job, int64_t segment, int64_t begin, 
           }
           const int64_t part_begin = last_target * (l - begin) / (end - begin);
           const int64_t part_end = last_target * (l - begin + group) / (end - begin);
-          for (int64_t j = part_begin; j < part_end; ++j) prefetch.add(job.teacher, j, first + block, coming);
+          for (int64_t j = part_begin; j < part_end; ++j)
+            prefetch.add(job.teacher, j, first + block, coming);
         }
         int64_t s0 = 0;
         for (int64_t j = p; j < targets_end; j += targets) {
@@ -167,12 +172,12 @@ static void cost(const CostJob& job, int64_t segment, int64_t begin, int64_t end
     cost_of_segment<Float>(job, segment, begin, end, scratch, scratch_bytes);
 }
 
-// One block of one chosen pair: writes the candidates, returns their sum of squared differences from x
-// (which may be null), with the additions of `tile`.
+// One block of one chosen pair: writes the candidates, returns their sum of squared differences
+// from x (which may be null), with the additions of `tile`.
 template <class V>
 static typename V::Scalar advance_block(const typename V::Scalar* z, const typename V::Scalar* v,
-                                        const typename V::Scalar* x, typename V::Scalar dt, int64_t n,
-                                        typename V::Scalar* candidates) {
+                                        const typename V::Scalar* x, typename V::Scalar dt,
+                                        int64_t n, typename V::Scalar* candidates) {
   using T = typename V::Scalar;
   using Register = typename V::Register;
   const Register step = V::broadcast(dt);
@@ -194,8 +199,8 @@ template <class V>
 static void advance_segment(const AdvanceJob& job, int64_t segment) {
   using T = typename V::Scalar;
   constexpr int64_t block = kBlock<T>;
-  // Runs of a few blocks: long enough to stream, short enough that a source which several targets share
-  // stays in the cache.
+  // Runs of a few blocks: long enough to stream, short enough that a source which several targets
+  // share stays in the cache.
   constexpr int64_t run = 8;
   alignas(64) T z[block], v[block], x[block], candidates[block];
   const int64_t size = size_of(job.next.dtype);
@@ -212,7 +217,8 @@ static void advance_segment(const AdvanceJob& job, int64_t segment) {
       if (i < 0 && job.in_place) continue;
       for (int64_t b = begin; b < run_end; ++b) {
         const int64_t first = b * block;
-        const int64_t n = job.segments.elements - first < block ? job.segments.elements - first : block;
+        const int64_t n =
+            job.segments.elements - first < block ? job.segments.elements - first : block;
         const int64_t padded = padded_size<V>(n);
         char* next = job.next.data + j * job.next.row_stride + first * size;
         if (i < 0) {
@@ -222,7 +228,8 @@ static void advance_segment(const AdvanceJob& job, int64_t segment) {
         const bool direct = write_through && n == padded;
         const T* zi = view(z, job.state, i, first, n, padded);
         const T* vi = view(v, job.velocity, i - job.first_source, first, n, padded);
-        const T* xj = job.teacher.data == nullptr ? nullptr : view(x, job.teacher, j, first, n, padded);
+        const T* xj =
+            job.teacher.data == nullptr ? nullptr : view(x, job.teacher, j, first, n, padded);
         const T dt = static_cast<T>(job.times[j] - job.times[i]);
         T* to = direct ? reinterpret_cast<T*>(next) : candidates;
         const T sum = advance_block<V>(zi, vi, xj, dt, padded, to);

@@ -25,7 +25,8 @@ static void to_bfloat16(uint16_t* to, const float* from, int64_t n) {
   }
 }
 
-// --- float16: hardware where there is any, else by the scale 2^-112 between the exponents' ranges ---
+// --- float16: hardware where there is any, else by the scale 2^-112 between the exponents' ranges
+// ---
 
 #if !defined(__F16C__) && !defined(__aarch64__)
 
@@ -197,8 +198,8 @@ static const T* view(T* scratch, const Rows& rows, int64_t index, int64_t first,
   return scratch;
 }
 
-// Rows to come, asked from memory a few at a time while others are computed with: a short run of each of
-// many rows is more than the hardware's prefetcher can follow.
+// Rows to come, asked from memory a few at a time while others are computed with: a short run of
+// each of many rows is more than the hardware's prefetcher can follow.
 class Prefetch {
  public:
   void start() { count_ = next_ = 0; }
@@ -215,7 +216,8 @@ class Prefetch {
     for (int64_t share = (count_ - next_ + steps - 1) / steps; share > 0; --share, ++next_) {
       // The next row's page first: its translation takes longer than the rest.
       if (next_ + 1 < count_) __builtin_prefetch(lines_[next_ + 1], 0, 2);
-      for (int32_t at = 0; at < bytes_[next_]; at += 64) __builtin_prefetch(lines_[next_] + at, 0, 2);
+      for (int32_t at = 0; at < bytes_[next_]; at += 64)
+        __builtin_prefetch(lines_[next_] + at, 0, 2);
     }
   }
 

@@ -1,4 +1,5 @@
-// Which source wins a target: ties to the largest, NaN and inf never, reductions over samples in index order.
+// Which source wins a target: ties to the largest, NaN and inf never, reductions over samples in
+// index order.
 #pragma once
 
 #include <cmath>
@@ -12,7 +13,8 @@ enum class Reduce { none, mean, log_mean };
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// What a sample adds to the objective. A source that is not finite in every sample does not count: inf stays.
+// What a sample adds to the objective. A source that is not finite in every sample does not count:
+// inf stays.
 inline double objective_term(Reduce reduce, double cost) {
   if (!std::isfinite(cost)) return kInf;
   return reduce == Reduce::log_mean ? std::log(std::fmax(cost, 0x1p-126)) : cost;

@@ -1,9 +1,10 @@
-// The dynamic-programming step on rows in memory: how the work is cut and joined. No torch here, so that
-// sanitizers and a plain C++ driver can run it; the loops themselves are in loops.h.
+// The dynamic-programming step on rows in memory: how the work is cut and joined. No torch here, so
+// that sanitizers and a plain C++ driver can run it; the loops themselves are in loops.h.
 //
-// A sample's elements are cut into segments, a function of the problem alone. A work item is one segment of
-// some sources against all their targets and fills those cells of the segment's slab; the slabs are added in
-// order. So the bits of a cost do not depend on how many threads there are or who computes what.
+// A sample's elements are cut into segments, a function of the problem alone. A work item is one
+// segment of some sources against all their targets and fills those cells of the segment's slab;
+// the slabs are added in order. So the bits of a cost do not depend on how many threads there are
+// or who computes what.
 //
 // Cells are the lower triangle: live source l has targets 0 .. live[l] - 1 at offsets[l].
 #pragma once
@@ -32,6 +33,17 @@ struct Tensor3 {
 };
 
 struct Problem {
+  int64_t last;  // N: targets 0 .. N-1, sources 1 .. N
+  int64_t samples;
+  int64_t elements;
+  Tensor3 state, velocity, teacher;
+  int64_t first_source;  // velocity holds sources first_source .. end_source - 1
+  int64_t end_source;
+  std::vector<double> times;        // [N+1], padded by kMaxTile
+  std::vector<unsigned char> mask;  // [N+1, mask_samples], empty: all live
+  int64_t mask_samples = 1;
+  Reduce reduce = Reduce::none;
+
   // The same for samples [first, first + count).
   Problem samples_from(int64_t first, int64_t count) const {
     Problem part = *this;
@@ -46,21 +58,10 @@ struct Problem {
                        mask.begin() + i * mask_samples + first + count);
     return part;
   }
-
-  int64_t last;  // N: targets 0 .. N-1, sources 1 .. N
-  int64_t samples;
-  int64_t elements;
-  Tensor3 state, velocity, teacher;
-  int64_t first_source;  // velocity holds sources first_source .. end_source - 1
-  int64_t end_source;
-  std::vector<double> times;       // [N+1], padded by kMaxTile
-  std::vector<unsigned char> mask; // [N+1, mask_samples], empty: all live
-  int64_t mask_samples = 1;
-  Reduce reduce = Reduce::none;
 };
 
-constexpr int64_t kSlabBytes = int64_t{17} << 20;     // all slabs together, N <= 1024
-constexpr int64_t kScratchBytes = int64_t{3} << 20;   // all workers together
+constexpr int64_t kSlabBytes = int64_t{17} << 20;    // all slabs together, N <= 1024
+constexpr int64_t kScratchBytes = int64_t{3} << 20;  // all workers together
 constexpr int64_t kSamplesAtOnce = 256;  // without a reduction; bounds what is kept per sample
 constexpr int64_t kMaxSegments = 16;
 // Targets packed together stay in the second-level cache.
@@ -80,7 +81,8 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), alignment))) {}
+      : data_(static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), alignment))) {
+  }
   ~Buffer() { ::operator delete(data_, alignment); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -91,17 +93,19 @@ class Buffer {
   T* data_;
 };
 
-// Runs item(index, worker) for every index. `Pool` has threads() and run(count, task(worker)); a task must
-// not count on the others running beside it.
+// Runs item(index, worker) for every index. `Pool` has threads() and run(count, task(worker)); a
+// task must not count on the others running beside it.
 template <class Pool, class Item>
 void for_each(const Pool& pool, int64_t count, int64_t workers, const Item& item) {
   std::atomic<int64_t> next{0};
   pool.run(std::min(count, workers), [&](int64_t worker) {
-    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;) item(index, worker);
+    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+      item(index, worker);
   });
 }
 
-// The live sources among those that the velocity holds: of one sample, or (sample < 0) live in all of them.
+// The live sources among those that the velocity holds: of one sample, or (sample < 0) live in all
+// of them.
 struct Live {
   std::vector<int64_t> sources, offsets;
   int64_t cells = 0;
@@ -110,7 +114,8 @@ struct Live {
     for (int64_t i = std::max<int64_t>(1, p.first_source); i < p.end_source; ++i) {
       bool live = true;
       for (int64_t b = 0; b < p.mask_samples && !p.mask.empty(); ++b)
-        if (sample < 0 || p.mask_samples == 1 || b == sample) live &= p.mask[i * p.mask_samples + b] != 0;
+        if (sample < 0 || p.mask_samples == 1 || b == sample)
+          live &= p.mask[i * p.mask_samples + b] != 0;
       if (!live) continue;
       sources.push_back(i);
       offsets.push_back(cells);
@@ -128,7 +133,8 @@ class Costs {
         kernels_(kernels),
         pool_(pool),
         segments_(segments_of(p)),
-        workers_(std::clamp<int64_t>(pool.threads(), 1, kScratchBytes / worker_bytes(kMinPanelRows))),
+        workers_(
+            std::clamp<int64_t>(pool.threads(), 1, kScratchBytes / worker_bytes(kMinPanelRows))),
         scratch_bytes_(worker_bytes(panel_rows())),
         scratch_(workers_ * scratch_bytes_),
         slabs_(segments_.count * max_cells()) {}
@@ -137,15 +143,17 @@ class Costs {
   double* of_sample(const Live& live, int64_t b) {
     const int64_t n = static_cast<int64_t>(live.sources.size());
     if (n == 0) return slabs_.get();
-    CostJob job{p_.state.sample(b), p_.velocity.sample(b), p_.teacher.sample(b), p_.first_source,
-                p_.times.data(),    segments_,             live.sources.data(),  live.offsets.data(),
-                slabs_.get(),       live.cells};
+    CostJob job{p_.state.sample(b),  p_.velocity.sample(b), p_.teacher.sample(b),
+                p_.first_source,     p_.times.data(),       segments_,
+                live.sources.data(), live.offsets.data(),   slabs_.get(),
+                live.cells};
     const std::vector<int64_t> cuts = cut_sources(live);
     const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
     for_each(pool_, parts * segments_.count, workers_, [&](int64_t index, int64_t worker) {
       const int64_t part = parts - 1 - index / segments_.count;
       char* scratch = scratch_.get() + worker * scratch_bytes_;
-      kernels_.cost(job, index % segments_.count, cuts[part], cuts[part + 1], scratch, scratch_bytes_);
+      kernels_.cost(job, index % segments_.count, cuts[part], cuts[part + 1], scratch,
+                    scratch_bytes_);
     });
     for_cells(live.cells, [&](int64_t begin, int64_t end) { join(begin, end, live.cells); });
     return slabs_.get();
@@ -155,8 +163,9 @@ class Costs {
   template <class Body>
   void for_cells(int64_t cells, const Body& body) {
     constexpr int64_t run = 4096;
-    for_each(pool_, (cells + run - 1) / run, workers_,
-             [&](int64_t index, int64_t) { body(index * run, std::min(cells, index * run + run)); });
+    for_each(pool_, (cells + run - 1) / run, workers_, [&](int64_t index, int64_t) {
+      body(index * run, std::min(cells, index * run + run));
+    });
   }
 
  private:
@@ -175,11 +184,13 @@ class Costs {
   // Live sources in runs of about equal numbers of cells, enough of them to keep all workers busy.
   std::vector<int64_t> cut_sources(const Live& live) const {
     const int64_t n = static_cast<int64_t>(live.sources.size());
-    const int64_t wanted = workers_ == 1 ? 1 : (2 * workers_ + segments_.count - 1) / segments_.count;
+    const int64_t wanted =
+        workers_ == 1 ? 1 : (2 * workers_ + segments_.count - 1) / segments_.count;
     const int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, n / kSourceGroup));
     std::vector<int64_t> cuts{0};
     for (int64_t l = 1; l < n; ++l)
-      if (live.offsets[l] * parts >= live.cells * static_cast<int64_t>(cuts.size())) cuts.push_back(l);
+      if (live.offsets[l] * parts >= live.cells * static_cast<int64_t>(cuts.size()))
+        cuts.push_back(l);
     cuts.push_back(n);
     return cuts;
   }
@@ -202,9 +213,9 @@ class Costs {
   Buffer<double> slabs_;
 };
 
-// Writes the chosen candidates to `next`; where `cost` is given ([targets, samples]), also their own costs.
-// In place, rows without a parent are left alone and targets ascend within each run of elements, which is
-// safe because a target reads larger rows only.
+// Writes the chosen candidates to `next`; where `cost` is given ([targets, samples]), also their
+// own costs. In place, rows without a parent are left alone and targets ascend within each run of
+// elements, which is safe because a target reads larger rows only.
 template <class Pool>
 void advance(const Problem& p, const Kernels& kernels, const Pool& pool, const int64_t* parent,
              int64_t parent_samples, const Tensor3& next, bool in_place, double* cost) {
@@ -250,11 +261,11 @@ void advance(const Problem& p, const Kernels& kernels, const Pool& pool, const i
   }
 }
 
-// One step over the sources that the velocity holds: improves `best` and writes the states of the targets
-// that it improved (not in place: those without a parent get the state's row).
+// One step over the sources that the velocity holds: improves `best` and writes the states of the
+// targets that it improved (not in place: those without a parent get the state's row).
 template <class Pool>
-void step(const Problem& p, const Kernels& kernels, const Pool& pool, Best& best, const Tensor3& next,
-          bool in_place) {
+void step(const Problem& p, const Kernels& kernels, const Pool& pool, Best& best,
+          const Tensor3& next, bool in_place) {
   Costs<Pool> costs(p, kernels, pool);
   const bool reduced = p.reduce != Reduce::none;
   const Live shared(p, -1);

@@ -1,6 +1,7 @@
-// Vector types of the instruction set that this translation unit is compiled for: `Float` and `Double`.
-// A type gives its lanes, the shape of the register tile (sources x targets), the few operations that the
-// loops need and `sums`: horizontal sums in one fixed order, whatever their number, padded to 4.
+// Vector types of the instruction set that this translation unit is compiled for: `Float` and
+// `Double`. A type gives its lanes, the shape of the register tile (sources x targets), the few
+// operations that the loops need and `sums`: horizontal sums in one fixed order, whatever their
+// number, padded to 4.
 //
 // Included inside the namespace of the capability, so that nothing here is shared between them.
 
@@ -10,7 +11,8 @@ struct Float8 {
   using Scalar = float;
   using Register = __m256;
   static constexpr int lanes = 8;
-  // 6 sums, 6 time steps, z, v and the difference in 16 registers; two FMA pipes need 8 sums in flight.
+  // 6 sums, 6 time steps, z, v and the difference in 16 registers; two FMA pipes need 8 sums in
+  // flight.
   static constexpr int tile_sources = 1;
   static constexpr int tile_targets = 6;
 
@@ -106,8 +108,7 @@ struct Float16 {
   template <int count>
   static void sums(const Register* a, float* out) {
     Float8::Register halves[count];
-    for (int i = 0; i < count; ++i)
-      halves[i] = _mm256_add_ps(half<0>(a[i]), half<1>(a[i]));
+    for (int i = 0; i < count; ++i) halves[i] = _mm256_add_ps(half<0>(a[i]), half<1>(a[i]));
     Float8::sums<count>(halves, out);
   }
 };
@@ -135,8 +136,7 @@ struct Double8 {
   template <int count>
   static void sums(const Register* a, double* out) {
     Double4::Register halves[count];
-    for (int i = 0; i < count; ++i)
-      halves[i] = _mm256_add_pd(half<0>(a[i]), half<1>(a[i]));
+    for (int i = 0; i < count; ++i) halves[i] = _mm256_add_pd(half<0>(a[i]), half<1>(a[i]));
     Double4::sums<count>(halves, out);
   }
 };
