@@ -1,6 +1,6 @@
 """Times ``torch.ops.oss.dp_step`` against other ways to compute the same step, in one run.
 
-    python bench/bench_dp_step.py [--quick] [--save]
+    python bench/bench_dp_step.py [--quick | --all] [--save]
 
 The inputs are real ones: D/16 independent samples of an exact Gaussian-mixture flow side by side,
 an Euler teacher and a student's states after two steps of the search, so that many sources come
@@ -158,8 +158,8 @@ def measure(
             elements=elements,
             dtype=str(dtype).removeprefix("torch."),
             seconds=taken,
-            speedup=[other / ours for other, ours in zip(taken, seconds[OURS], strict=False)],
-            peak_share=[multiply_adds / s / p for s, p in zip(taken, peaks, strict=False)],
+            speedup=[other / ours for other, ours in zip(taken, seconds[OURS], strict=True)],
+            peak_share=[multiply_adds / s / p for s, p in zip(taken, peaks, strict=True)],
             extra_bytes=extra[name],
             right_parents=right[name],
         )

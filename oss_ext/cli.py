@@ -315,7 +315,7 @@ def check_folder(folder: Path) -> None:
 def main() -> None:
     """Entry point: errors are one line on stderr; 0 done, 1 failed, 2 misused, 130 interrupted."""
     try:
-        status = cli(standalone_mode=False)
+        status = cli(prog_name="oss", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         status = error.exit_code

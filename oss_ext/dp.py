@@ -87,7 +87,8 @@ def run(
         trajectory: the teacher.
         reduce: ``none`` for a path per sample, ``mean`` or ``log_mean`` for a joint one.
         start: ``free`` or ``pinned``, see above.
-        velocity_bytes: memory for velocities; what exceeds it is streamed, with equal results.
+        velocity_bytes: memory for velocities; what exceeds it is streamed. The bits are equal
+            where the rows of a model call are (``max_batch`` the samples, or 1).
 
     Raises:
         ValueError: ``steps`` not within 1 to N.

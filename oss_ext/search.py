@@ -77,9 +77,12 @@ class SearchResult:
         return float(self.table.cost[steps - 1, 0].double().mean())
 
     def cheaper(self, steps: int) -> int | None:
-        """A smaller budget whose cost is below that of ``steps``, the best of them, or None."""
+        """A smaller budget that is better than ``steps`` by the objective, the best, or None."""
         steps = arguments.whole_number("steps", steps, most=self.table.steps)
-        best = min(range(1, steps + 1), key=self.cost)
+        final = self.table.cost[:steps, 0].double()
+        if self.objective.reduce == "log_mean":
+            final = final.log()
+        best = int(final.mean(dim=1).argmin()) + 1
         return None if best == steps else best
 
     def _build(self, steps: int, indices: tuple[int, ...], cost: float | None) -> Schedule:

@@ -48,7 +48,7 @@ class Digits(Model):
 
 
 def load(
-    labels: Sequence[int] = tuple(range(10)), guidance: float = 2.0, device: str = "cpu"
+    labels: Sequence[int] | int = tuple(range(10)), guidance: float = 2.0, device: str = "cpu"
 ) -> Digits:
     """Handwritten digits, the bundled network: sample b draws labels[b % len(labels)].
 
@@ -57,6 +57,7 @@ def load(
         guidance: classifier-free guidance scale; 1 is the conditional model alone.
         device: where the network runs, in float32.
     """
+    labels = [labels] if isinstance(labels, int) else labels  # `--set labels=3` has no comma
     file = resources.files("oss_ext.models") / "weights" / "digits.safetensors"
     net = DigitsUNet()
     weights = load_safetensors(file.read_bytes())
