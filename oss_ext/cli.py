@@ -20,7 +20,13 @@ from oss_ext.evaluate import compare as compare_schedules
 from oss_ext.evaluate import score_table
 from oss_ext.files import replacing
 from oss_ext.models import Model
-from oss_ext.report import plot_samples, plot_schedules, schedule_table
+from oss_ext.report import (
+    is_image,
+    is_picture_file,
+    plot_samples,
+    plot_schedules,
+    schedule_table,
+)
 from oss_ext.sampling import sample as sample_schedule
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS, Schedule
 from oss_ext.search import check_budgets, make_objective
@@ -51,8 +57,10 @@ class ModelOption(click.ParamType):  # type: ignore[type-arg]
         key, equals, text = value.partition("=")
         if not equals or not key:
             self.fail(f"expected key=value, got {value!r}", param, ctx)
-        values = [_literal(part) for part in text.split(",")]
-        return key, values if "," in text else values[0]
+        whole = _literal(text)
+        if isinstance(whole, str) and "," in text:
+            return key, [_literal(part) for part in text.split(",")]
+        return key, whole
 
 
 def _literal(text: str) -> Any:
@@ -136,7 +144,7 @@ def search(
     # Whatever can be wrong is found before the teacher takes its time.
     check_budgets(steps, teacher_steps)
     make_objective(scope, reduce, aggregate, start)
-    check_folder(out)
+    check_writable(out)
     model = models.load(model_name, **dict(options))
     trajectory = make_teacher(
         model, model.noise(samples, seed), teacher_steps, max_batch=max_batch, progress=not quiet
@@ -153,6 +161,7 @@ def search(
         progress=not quiet,
     )
     click.echo(result.summary())
+    out.mkdir(parents=True, exist_ok=True)
     plotted = {}
     for budget in result.steps:
         plotted[f"uniform {budget}"] = uniform(trajectory, budget)
@@ -175,7 +184,7 @@ def search(
 @click.option("--seed", default=1, show_default=True, help="Seed of the noise.")
 @batch_option
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="samples.png",
-              show_default=True, help="A picture (.png) or tensors (.safetensors).")  # fmt: skip
+              show_default=True, help="A picture (.png, .pdf) or .safetensors.")  # fmt: skip
 @quiet_option
 def sample(
     schedule_file: Path,
@@ -187,18 +196,22 @@ def sample(
     quiet: bool,
 ) -> None:
     """Sample the schedule's model with SCHEDULE."""
-    if out.suffix not in (".png", ".safetensors"):
-        raise click.UsageError(f"--out: expected a .png or .safetensors file, got {out}")
+    tensors = out.suffix == ".safetensors"
+    if not tensors and not is_picture_file(out):
+        raise click.UsageError(f"--out: expected a picture or a .safetensors file, got {out}")
     schedule = Schedule.load(schedule_file)
-    check_folder(out.parent)
+    check_writable(out.parent)
     model = load_for([schedule], options)
+    if not tensors:
+        check_images("--out", model)
     noise = model.noise(samples, seed)
     result = sample_schedule(model, noise, schedule, max_batch=max_batch, progress=not quiet)
-    if out.suffix == ".png":
-        plot_samples({f"{schedule.method} {schedule.steps}": result}, out)
-    else:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if tensors:
         with replacing(out) as temporary:
             save_file({"samples": result.contiguous()}, temporary)
+    else:
+        plot_samples({f"{schedule.method} {schedule.steps}": result}, out)
     click.echo(f"wrote {samples} samples to {out}")
 
 
@@ -208,10 +221,12 @@ def sample(
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also write a plot.")
 def show(schedule_files: tuple[Path, ...], plot: Path | None) -> None:
     """Print schedules as tables, and plot them."""
+    if plot is not None:
+        check_picture("--plot", plot)
     schedules = {str(path): Schedule.load(path) for path in schedule_files}
     click.echo("\n\n".join(schedule_table(schedule) for schedule in schedules.values()))
     if plot is not None:
-        check_folder(plot.parent)
+        plot.parent.mkdir(parents=True, exist_ok=True)
         plot_schedules(schedules, plot)
         click.echo(f"wrote {plot}")
 
@@ -238,13 +253,15 @@ def compare(
     quiet: bool,
 ) -> None:
     """Held-out PSNR to the teacher: each SCHEDULE beside uniform spacing of as many steps."""
-    loaded = [Schedule.load(path) for path in schedule_files]
     if picture is not None:
-        check_folder(picture.parent)
+        check_picture("--picture", picture)
+    loaded = [Schedule.load(path) for path in schedule_files]
     grids = {(s.teacher_times, s.teacher_solver) for s in loaded}
     if len(grids) > 1:
         raise click.UsageError("the schedules have different teachers; compare them one by one")
     model = load_for(loaded, options)
+    if picture is not None:
+        check_images("--picture", model)
     times, solver = grids.pop()
     held_out = make_teacher(
         model,
@@ -262,6 +279,7 @@ def compare(
     scores = compare_schedules(model, held_out, contest, max_batch=max_batch, progress=not quiet)
     click.echo(score_table(scores))
     if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
         rows = {f"teacher {held_out.steps}": held_out.final}
         plot_samples(rows | {score.name: score.images for score in scores}, picture)
         click.echo(f"wrote {picture}")
@@ -305,11 +323,30 @@ def load_for(schedules: list[Schedule], options: tuple[tuple[str, Any], ...]) ->
     return model
 
 
-def check_folder(folder: Path) -> None:
-    """Make ``folder`` and prove that it can be written to, before any long work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+def check_writable(folder: Path) -> None:
+    """Prove before any long work that ``folder`` can be written to, or made; leave nothing."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+def check_picture(option: str, path: Path) -> None:
+    """``path`` can be written and stands for a picture format."""
+    if not is_picture_file(path):
+        raise click.UsageError(f"{option}: expected a picture such as {path.stem}.png, got {path}")
+    check_writable(path.parent)
+
+
+def check_images(option: str, model: Model) -> None:
+    """The model's samples can be shown."""
+    if not is_image(model.shape):
+        raise click.UsageError(
+            f"{option}: expected a model of images [1 or 3, H, W] for a picture, "
+            f"got {model.name!r} with samples of shape {list(model.shape)}"
+        )
 
 
 def main() -> None:
@@ -323,6 +360,7 @@ def main() -> None:
         click.echo("interrupted", err=True)
         status = INTERRUPTED
     except (ValueError, RuntimeError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
+        # torch appends stack traces to its messages.
+        click.echo(f"error: {str(error).splitlines()[0] if str(error) else error!r}", err=True)
         status = 1
     sys.exit(status or 0)

@@ -24,6 +24,7 @@ from oss_ext import arguments, ops
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.sampling import student_states
+from oss_ext.schedule import STARTS
 from oss_ext.teacher import Trajectory
 
 VELOCITY_BYTES = 2**30
@@ -91,12 +92,14 @@ def run(
             where the rows of a model call are (``max_batch`` the samples, or 1).
 
     Raises:
-        ValueError: ``steps`` not within 1 to N.
+        ValueError: ``steps`` not within 1 to N, or an unknown ``start``.
         NonFiniteError: no finite path to the clean end is left; names time and sample.
     """
     teacher, times = trajectory.states, trajectory.times
     rows, samples = teacher.shape[:2]
     steps = arguments.whole_number("steps", steps, most=rows - 1)
+    if start not in STARTS:
+        raise ValueError(f"start: expected one of {STARTS}, got {start!r}")
     chunk = max(1, velocity_bytes // (teacher[0].nbytes))
     state = teacher[-1:].expand_as(teacher)
     live = torch.zeros(rows, samples, dtype=torch.bool)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from oss_ext import arguments
 from oss_ext.models.base import Model
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule
@@ -15,7 +16,12 @@ from oss_ext.teacher import Trajectory
 
 
 def psnr(mse: float, data_range: float) -> float:
-    """``10 log10(R^2 / mse)`` in dB; infinite for an error of zero."""
+    """``10 log10(R^2 / mse)`` in dB; infinite for an error of zero.
+
+    Raises:
+        ValueError: ``data_range`` R is not positive, as that of a constant image.
+    """
+    data_range = arguments.number("data_range", data_range, positive=True)
     return math.inf if mse == 0 else 10 * math.log10(data_range**2 / mse)
 
 
@@ -78,6 +84,8 @@ def compare(
 
 def score_table(scores: list[Score]) -> str:
     """The comparison as text: a line per schedule, dB against the teacher."""
+    if not scores:
+        raise ValueError("scores: expected at least one, got none")
     width = max(len("schedule"), *(len(score.name) for score in scores))
     lines = [f"{'schedule':{width}}  steps  PSNR of mean error  mean PSNR"]
     lines += [

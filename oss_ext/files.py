@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +16,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     After an error or an interruption the old file, if any, is untouched and nothing else is left.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    # Not tempfile's: those are for the owner's eyes only, whatever the umask allows others.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp's own mode keeps others out
-        os.replace(name, path)
+        yield temporary
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(name)
+        temporary.unlink()
         raise

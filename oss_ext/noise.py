@@ -8,7 +8,7 @@ eps``; equal signal-to-noise ratio gives ``t = beta / (alpha + beta)`` and ``x' 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -61,26 +61,29 @@ def flow_grid(steps: int, shift: float = 1.0) -> Tensor:
     return u / (u + (1 - u) / shift)  # in this form the ends are exactly 0 and 1
 
 
-def check_grid(times: Tensor) -> Tensor:
+def check_grid(times: Any, name: str = "times") -> Tensor:
     """A copy of ``times`` as float64 ``[N+1]`` on the CPU, or ``ValueError`` saying what is wrong.
 
     Teacher times ascend strictly from the clean end within [0, 1]: a repeated time would be a
     step of length zero.
     """
-    times = torch.as_tensor(times, dtype=torch.float64, device="cpu").clone()
+    try:
+        times = torch.as_tensor(times, dtype=torch.float64, device="cpu").clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}: expected [N+1] numbers, got {times!r}") from None
     if times.dim() != 1 or len(times) < 2:
-        raise ValueError(f"times: expected [N+1] with N >= 1, got shape {tuple(times.shape)}")
+        raise ValueError(f"{name}: expected [N+1] with N >= 1, got shape {tuple(times.shape)}")
     outside = (~((times >= 0) & (times <= 1))).nonzero()
     if len(outside):
         at = int(outside[0])
         raise ValueError(
-            f"times: expected finite values in [0, 1], got {float(times[at])} at index {at}"
+            f"{name}: expected finite values in [0, 1], got {float(times[at])} at index {at}"
         )
     falls = (times.diff() <= 0).nonzero()
     if len(falls):
         at = int(falls[0]) + 1
         raise ValueError(
-            "times: expected strictly increasing values from the clean end, got "
+            f"{name}: expected strictly increasing values from the clean end, got "
             f"{float(times[at])} after {float(times[at - 1])} at index {at}"
         )
     return times

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -68,9 +70,14 @@ def plot_schedules(schedules: Mapping[str, Schedule], path: str | os.PathLike[st
     write_figure(figure, path)
 
 
-def is_image(samples: Tensor) -> bool:
-    """Whether ``[B, *dims]`` can be shown: one or three channels of pixels."""
-    return samples.dim() == 4 and samples.shape[1] in (1, 3)
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether a sample of this shape can be shown: one or three channels of pixels."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def is_picture_file(path: str | os.PathLike[str]) -> bool:
+    """Whether pictures can be written in the format that the name's ending stands for."""
+    return Path(path).suffix[1:].lower() in FigureCanvasBase.get_supported_filetypes()
 
 
 def plot_samples(
@@ -86,8 +93,10 @@ def plot_samples(
     Raises:
         ValueError: tensors that are no images.
     """
+    if not rows:
+        raise ValueError("rows: expected at least one row of images, got none")
     for name, images in rows.items():
-        if not is_image(images):
+        if not is_image(images.shape[1:]):
             raise ValueError(
                 f"{name}: expected images [B, 1 or 3, H, W], got {tuple(images.shape)}"
             )

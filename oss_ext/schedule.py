@@ -115,7 +115,7 @@ class Schedule:
         for name in ("samples", "search_nfe"):
             value = getattr(self, name)
             _expect(type(value) is int and value >= 0, name, "a whole number >= 0", value)
-        known = self.cost is None or (isinstance(self.cost, float) and math.isfinite(self.cost))
+        known = self.cost is None or (type(self.cost) in (int, float) and math.isfinite(self.cost))
         _expect(known and (self.cost or 0) >= 0, "cost", "null or a number >= 0", self.cost)
         for name in ("times", "teacher_times"):
             self._check_times(name)
@@ -143,11 +143,9 @@ class Schedule:
         self._make_tuple(name, float, "numbers")
         values = getattr(self, name)
         try:
-            check_grid(
-                torch.tensor(values[::-1] if name == "times" else values, dtype=torch.float64)
-            )
+            check_grid(values[::-1] if name == "times" else values, name)
         except ValueError as error:
-            raise ScheduleError(f"{name}, from the clean end: {error}") from None
+            raise ScheduleError(str(error)) from None
 
     @classmethod
     def from_indices(

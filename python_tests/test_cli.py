@@ -89,6 +89,11 @@ def test_search_writes_a_schedule_per_budget_and_a_plot(oss: Oss) -> None:
     assert "wrote 2 schedules and schedules.png to a/b" in outcome.out
 
 
+@pytest.mark.parametrize("shape", ["shape=3,2,2", "shape=[3,2,2]"])
+def test_a_list_of_a_models_option_is_written_either_way(oss: Oss, shape: str) -> None:
+    assert oss("search", *TINY, "--steps=2", f"--set={shape}").code == 0
+
+
 def test_an_instance_search_writes_a_schedule_per_sample(oss: Oss) -> None:
     outcome = oss("search", *TINY, "--steps=2", "--scope=instance")
     assert outcome.code == 0
@@ -190,6 +195,7 @@ def test_the_version_is_the_packages(oss: Oss) -> None:
 
 def test_an_unknown_model_lists_the_known_ones(oss: Oss) -> None:
     assert_fails(oss("search", "--model=sdxl"), "unknown model 'sdxl'", "digits, analytic")
+    assert not Path("schedules").exists()
 
 
 def test_an_unknown_option_of_a_model_lists_the_options(oss: Oss) -> None:
@@ -258,8 +264,11 @@ def test_a_damaged_schedule_is_not_used(oss: Oss, found: list[str]) -> None:
 def test_samples_that_are_no_images_make_no_picture(oss: Oss) -> None:
     assert oss("search", *TINY, "--set=shape=2,3", "--steps=2").code == 0
     outcome = oss("sample", "schedules/analytic-2.json", "--set=shape=2,3", "--quiet")
-    assert_fails(outcome, "expected images [B, 1 or 3, H, W], got (10, 2, 3)")
-    assert not Path("samples.png").exists()
+    no_image = "expected a model of images [1 or 3, H, W] for a picture, got 'analytic' with"
+    assert_misused(outcome, f"--out: {no_image} samples of shape [2, 3]")
+    outcome = oss("compare", "schedules/analytic-2.json", "--set=shape=2,3", "--picture=p.png")
+    assert_misused(outcome, f"--picture: {no_image}")
+    assert not {"samples.png", "p.png"} & files()
 
 
 @pytest.mark.parametrize(
@@ -290,7 +299,9 @@ def test_a_bad_value_of_a_models_option_is_one_line(oss: Oss, option: str) -> No
         (["search", "--out=file"], "is a file"),
         (["show"], "Missing argument 'SCHEDULE...'"),
         (["sample"], "Missing argument 'SCHEDULE'"),
-        (["sample", "s.json", "--out=x.gif"], "expected a .png or .safetensors file, got x.gif"),
+        (["sample", "s.json", "--out=x.txt"], "expected a picture or a .safetensors file, got x.t"),
+        (["show", "s.json", "--plot=x.txt"], "--plot: expected a picture such as x.png, got x.txt"),
+        (["compare", "s.json", "--picture=x"], "--picture: expected a picture such as x.png, got "),
         (["compare", "s.json", "other.json"], "different teachers"),
         (["compare", "s.json", "digits.json"], "belong to different models"),
     ],

@@ -29,6 +29,17 @@ def test_no_error_is_infinitely_good() -> None:
     assert psnr(0.0, 2.0) == math.inf
 
 
+@pytest.mark.parametrize("data_range", [0.0, -1.0, math.nan])
+def test_a_psnr_needs_a_range(data_range: float) -> None:
+    with pytest.raises(ValueError, match=r"^data_range: expected a positive number, got "):
+        psnr(0.01, data_range)
+
+
+def test_no_scores_make_no_table() -> None:
+    with pytest.raises(ValueError, match=r"^scores: expected at least one"):
+        score_table([])
+
+
 def test_the_two_averages_differ() -> None:
     s = score("s", [0.01, 0.0001], data_range=1.0)
     assert s.psnr_of_mean == pytest.approx(-10 * math.log10(0.00505))

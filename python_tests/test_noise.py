@@ -62,6 +62,7 @@ def test_steps_are_whole_numbers(steps: Any) -> None:
 @pytest.mark.parametrize(
     ("times", "message"),
     [
+        ("abc", r"expected \[N\+1\] numbers, got 'abc'"),
         ([], r"expected \[N\+1\] with N >= 1, got shape \(0,\)"),
         ([0.5], r"expected \[N\+1\] with N >= 1, got shape \(1,\)"),
         ([[0.0, 1.0]], r"got shape \(1, 2\)"),

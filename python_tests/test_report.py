@@ -92,7 +92,7 @@ def test_what_is_shown_depends_on_the_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 1, 28), (4, 2, 8, 8), (1, 4, 3, 8, 8)])
 def test_what_is_no_image_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
-    assert not is_image(torch.zeros(shape))
+    assert not is_image(shape[1:])
     with pytest.raises(ValueError, match=r"^uniform: expected images \[B, 1 or 3, H, W\], got \("):
         plot_samples(
             {"teacher": torch.zeros(1, 1, 8, 8), "uniform": torch.zeros(shape)},

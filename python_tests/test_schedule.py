@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-@pytest.mark.parametrize("at", ["to_json", "chmod", "replace"])
+@pytest.mark.parametrize("at", ["to_json", "replace"])
 def test_a_save_that_fails_leaves_the_old_file(
     error: BaseException, at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +287,17 @@ def test_a_save_replaces_the_old_file(tmp_path: Path) -> None:
     example_schedule().save(file)
     OFF_GRID.save(str(file))
     assert Schedule.load(file) == OFF_GRID
+
+
+def test_others_may_read_a_schedule_as_the_umask_says(tmp_path: Path) -> None:
+    for umask in (0o022, 0o077):
+        before = os.umask(umask)
+        try:
+            example_schedule().save(tmp_path / "schedule.json")
+        finally:
+            os.umask(before)
+        mode = (tmp_path / "schedule.json").stat().st_mode & 0o777
+        assert mode == 0o666 & ~umask
 
 
 # --- aggregation --------------------------------------------------------------------------------

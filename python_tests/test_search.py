@@ -23,7 +23,7 @@ from driver_cases import (
 from oss_ext import dp, models
 from oss_ext.baselines import uniform
 from oss_ext.models import from_callable
-from oss_ext.models.evaluation import NonFiniteError
+from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.schedule import Objective, aggregate_indices
 from oss_ext.search import SearchResult
 
@@ -228,6 +228,13 @@ def test_bad_options_are_refused_before_the_model_is_called(
     with pytest.raises(ValueError, match=message):
         oss.search(model, trajectory, 2, **options)
     assert calls == []
+
+
+def test_the_programme_itself_refuses_an_unknown_start() -> None:
+    model, trajectory = random_case("mixture", 0)
+    evaluator = Evaluator(model, trajectory.samples)
+    with pytest.raises(ValueError, match=r"^start: expected one of .*, got 'late'"):
+        dp.run(evaluator, trajectory, 2, reduce="none", start="late")
 
 
 def test_another_model_than_the_teachers_is_refused() -> None:

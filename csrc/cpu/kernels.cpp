@@ -1,6 +1,6 @@
-// The inner loops, compiled once per instruction set with -DOSS_CPU_CAPABILITY=<name> and, beside
-// -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off (the fused multiply-adds are written
-// out; NaN and inf are honoured, so never -ffast-math), the flags
+// The inner loops, compiled once per instruction set with -DOSS_CPU_CAPABILITY=<name>. The fused
+// multiply-adds are written out, so -ffp-contract=off; NaN and inf are honoured, so never
+// -ffast-math. Beside that, the flags
 //
 //     plain    none: SSE2, NEON, or whatever the compiler's baseline has
 //     avx2     -mavx2 -mfma -mf16c

@@ -1,13 +1,6 @@
 // The CPU kernels without torch, on every instruction set that the machine has and on the tile
 // shapes of AVX-512 emulated, against the definition in long double: all storage types, strides,
-// masks, reductions, chunks in place, thread counts. Meant for the sanitizers:
-//
-//     flags="-std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
-//     -ffp-contract=off -Icsrc" g++ $flags -DOSS_CPU_CAPABILITY=plain -c csrc/cpu/kernels.cpp -o
-//     plain.o g++ $flags -DOSS_CPU_CAPABILITY=avx2 -mavx2 -mfma -mf16c -c csrc/cpu/kernels.cpp -o
-//     avx2.o g++ $flags -DOSS_HAVE_AVX2 csrc/tests/kernels_test.cpp plain.o avx2.o -pthread -o
-//     kernels_test
-//     ./kernels_test
+// masks, reductions, chunks in place, thread counts. `make sanitize` runs it.
 
 #include <cstdio>
 #include <cstring>

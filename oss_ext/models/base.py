@@ -61,6 +61,7 @@ class Model(abc.ABC):
         same whatever the batch and the device.
         """
         batch = arguments.whole_number("batch", batch)
+        seed = arguments.whole_number("seed", seed, least=0)
         generator = torch.Generator().manual_seed(seed)
         rows = [torch.randn(self.shape, generator=generator) for _ in range(batch)]
         return torch.stack(rows).to(device=self.device, dtype=self.dtype)

@@ -50,6 +50,8 @@ def dp_cost(
         for j in range(i if bool(live[i].any()) else 0):
             error = candidate(state, velocity, times, i, j) - teacher[j].double()
             mean = error.square().reshape(samples, -1).mean(dim=1)
+            if state.dtype != torch.float64:  # what float32 cannot hold is no finite cost
+                mean = torch.where(mean.float().isinf(), torch.inf, mean)
             cost[i, j] = torch.where(live[i], mean, torch.inf)
     return cost
 
