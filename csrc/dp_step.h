@@ -37,12 +37,12 @@
 #include <utility>
 #include <vector>
 
+#include "tensors.h"
+
 namespace oss {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-enum class Reduction { none, mean, log_mean };
 
 template <class... Args>
 [[noreturn]] void fail(const Args&... args) {

@@ -16,6 +16,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/step.h"
+#include "views.h"
 
 namespace oss::cpu {
 namespace {
@@ -33,47 +34,6 @@ struct TorchPool {
     });
   }
 };
-
-DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double: return DType::float64;
-    case ScalarType::Half: return DType::float16;
-    case ScalarType::BFloat16: return DType::bfloat16;
-    default: return DType::float32;
-  }
-}
-
-// [rows, samples, *dims] with the dims merged where memory allows.
-Tensor3 view_rows(const Checker& check, const char* name, const Tensor& tensor) {
-  const int64_t size = static_cast<int64_t>(tensor.element_size());
-  Tensor3 out{};
-  Rows& rows = out.rows;
-  rows.data = static_cast<char*>(tensor.data_ptr());
-  rows.dtype = dtype_of(tensor);
-  rows.row_stride = tensor.stride(0) * size;
-  out.sample_stride = tensor.stride(1) * size;
-  for (int64_t d = 2; d < tensor.dim(); ++d) {
-    const int64_t n = tensor.size(d), stride = tensor.stride(d) * size;
-    if (n == 1) continue;
-    if (rows.ndim > 0 && rows.strides[rows.ndim - 1] == n * stride) {
-      rows.sizes[rows.ndim - 1] *= n;
-      rows.strides[rows.ndim - 1] = stride;
-      continue;
-    }
-    if (rows.ndim == kMaxDims)
-      check.error(name, " has more than ", kMaxDims,
-                  " dims that are not contiguous; call .contiguous()");
-    rows.sizes[rows.ndim] = n;
-    rows.strides[rows.ndim++] = stride;
-  }
-  if (rows.ndim == 0) {
-    rows.sizes[0] = 1;
-    rows.strides[0] = size;
-    rows.ndim = 1;
-  }
-  rows.dense = rows.ndim == 1 && rows.strides[0] == size;
-  return out;
-}
 
 std::vector<double> read_times(const Checker& check, const Tensor& tensor) {
   const int64_t n = tensor.size(0), stride = tensor.stride(0);
@@ -145,12 +105,6 @@ Problem make_problem(const Checker& check, const Tensor& state, const char* velo
   return p;
 }
 
-Reduce convert(Reduction reduction) {
-  return reduction == Reduction::none   ? Reduce::none
-         : reduction == Reduction::mean ? Reduce::mean
-                                        : Reduce::log_mean;
-}
-
 // Writes samples [first, first + best.samples) of a cost [N+1, B] and their parents.
 template <class T>
 void write_best(const Best& best, const Tensor& cost, const Tensor& parent, int64_t first) {
@@ -168,7 +122,7 @@ void write_best(const Best& best, const Tensor& cost, const Tensor& parent, int6
 // time.
 template <class Body>
 void for_samples(const Problem& p, const Body& body) {
-  const int64_t at_once = p.reduce == Reduce::none ? kSamplesAtOnce : p.samples;
+  const int64_t at_once = p.reduce == Reduction::none ? kSamplesAtOnce : p.samples;
   for (int64_t first = 0; first < p.samples; first += at_once)
     body(p.samples_from(first, std::min(at_once, p.samples - first)), first);
 }
@@ -189,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& ve
   check.times(times, state);
   check.source_mask(source_mask, state);
   Problem p = make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
-  p.reduce = convert(check.reduction(reduce));
+  p.reduce = check.reduction(reduce);
 
   Tensor next = allocate_next(state);
   const Tensor3 to = view_rows(check, "next_state", next);
@@ -197,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& ve
   Tensor cost =
       new_empty(state, {p.last + 1, p.samples}, wide ? ScalarType::Double : ScalarType::Float);
   Tensor parent =
-      new_empty(state, {p.last + 1, p.reduce == Reduce::none ? p.samples : 1}, ScalarType::Long);
+      new_empty(state, {p.last + 1, p.reduce == Reduction::none ? p.samples : 1}, ScalarType::Long);
   for_samples(p, [&](const Problem& part, int64_t first) {
     Best best(part.last + 1, part.samples, part.reduce);
     step(part, kernels(), TorchPool(), best, samples_from(to, first), false);
@@ -243,7 +197,7 @@ std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& redu
     check.error("cost must have shape [N+1, N+1, B] with N, B >= 1, got ",
                 shape_text(cost.sizes()));
   const Best best = select(cost.const_data_ptr<double>(), cost.strides().data(), cost.size(0),
-                           cost.size(2), convert(check.reduction(reduce)));
+                           cost.size(2), check.reduction(reduce));
   Tensor best_cost = new_empty(cost, {best.targets(), best.samples}, ScalarType::Double);
   Tensor parent = new_empty(cost, {best.targets(), best.parent_samples}, ScalarType::Long);
   write_best<double>(best, best_cost, parent, 0);
@@ -275,39 +229,6 @@ Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& tim
   return next;
 }
 
-// The first and last byte of a tensor's elements.
-std::pair<const char*, const char*> span_of(const Tensor& tensor) {
-  const char* first = static_cast<const char*>(tensor.data_ptr());
-  int64_t extent = 1;
-  for (int64_t d = 0; d < tensor.dim(); ++d) extent += (tensor.size(d) - 1) * tensor.stride(d);
-  return {first, first + extent * static_cast<int64_t>(tensor.element_size())};
-}
-
-void check_writable_state(const Checker& check, const Tensor& state, const Tensor3& rows,
-                          const Tensor& velocity, const Tensor& teacher) {
-  const int64_t row_bytes = rows.rows.dense ? state.numel() / state.size(0) / state.size(1) *
-                                                  static_cast<int64_t>(state.element_size())
-                                            : 0;
-  const int64_t n = state.size(0), samples = state.size(1);
-  const int64_t by_row = rows.rows.row_stride, by_sample = rows.sample_stride;
-  const bool samples_inside =
-      (samples == 1 || by_sample >= row_bytes) && by_row >= (samples - 1) * by_sample + row_bytes;
-  const bool rows_inside =
-      by_row >= row_bytes && (samples == 1 || by_sample >= (n - 1) * by_row + row_bytes);
-  if (!rows.rows.dense || !(samples_inside || rows_inside))
-    check.error(
-        "state is written in place: the elements of each [row, sample] must be contiguous and "
-        "rows must not overlap, got shape ",
-        shape_text(state.sizes()), " with strides ", shape_text(state.strides()));
-  const auto [begin, end] = span_of(state);
-  for (const auto& [name, other] :
-       {std::pair{"velocity_chunk", &velocity}, std::pair{"teacher", &teacher}}) {
-    const auto [other_begin, other_end] = span_of(*other);
-    if (begin < other_end && other_begin < end)
-      check.error("state is written in place and must not share memory with ", name);
-  }
-}
-
 void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_source,
                     const Tensor& teacher, const Tensor& times, const Tensor& best_cost,
                     const Tensor& best_parent, const std::optional<Tensor>& source_mask,
@@ -326,8 +247,8 @@ void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_s
   check.teacher(teacher, state);
   check.times(times, state);
   check.source_mask(source_mask, state);
-  const Reduce reduction = convert(check.reduction(reduce));
-  check.best(best_cost, best_parent, state, reduction != Reduce::none);
+  const Reduction reduction = check.reduction(reduce);
+  check.best(best_cost, best_parent, state, reduction != Reduction::none);
   Problem p = make_problem(check, state, "velocity_chunk", velocity, teacher, times, source_mask,
                            first_source);
   p.reduce = reduction;

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "tensors.h"
+
 namespace oss {
 // The instruction set in use, chosen at first use: the best that the machine has and the library
 // was built with, or the value of the environment variable OSS_CPU_CAPABILITY. Throws
@@ -15,8 +17,6 @@ const char* cpu_capability();
 }  // namespace oss
 
 namespace oss::cpu {
-
-enum class DType { float32, float64, float16, bfloat16 };
 
 // Elements are summed in the compute type within a block, in float64 across blocks. The size is
 // part of the definition of the bits of a cost, so it is the same for every instruction set and
@@ -31,21 +31,6 @@ constexpr int64_t kSourceGroup = 4;
 constexpr int64_t kScratchRows = 2 * kSourceGroup;
 // Tiles may compute on up to this many rows past the last target; `times` is padded as far.
 constexpr int64_t kMaxTile = 16;
-
-constexpr int kMaxDims = 8;
-
-// One sample of a time-major tensor: row i starts at data + i * row_stride. The elements of a row,
-// in logical order, are described by the merged dims; `dense` says that they are one contiguous
-// run.
-struct Rows {
-  char* data;
-  DType dtype;
-  bool dense;
-  int64_t row_stride;  // bytes
-  int ndim;
-  int64_t sizes[kMaxDims];
-  int64_t strides[kMaxDims];  // bytes
-};
 
 // D elements, cut into blocks; segment s is a fixed run of blocks with partial sums of its own.
 struct Segments {

@@ -7,17 +7,17 @@
 #include <limits>
 #include <vector>
 
-namespace oss::cpu {
+#include "tensors.h"
 
-enum class Reduce { none, mean, log_mean };
+namespace oss::cpu {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
 // What a sample adds to the objective. A source that is not finite in every sample does not count:
 // inf stays.
-inline double objective_term(Reduce reduce, double cost) {
+inline double objective_term(Reduction reduce, double cost) {
   if (!std::isfinite(cost)) return kInf;
-  return reduce == Reduce::log_mean ? std::log(std::fmax(cost, 0x1p-126)) : cost;
+  return reduce == Reduction::log_mean ? std::log(std::fmax(cost, 0x1p-126)) : cost;
 }
 
 // The best source of every target so far.
@@ -26,23 +26,23 @@ struct Best {
   std::vector<double> cost;     // [targets, samples]: the winner's own, per sample
   std::vector<int64_t> parent;  // [targets, parent_samples], -1: none
 
-  Best(int64_t targets, int64_t samples, Reduce reduce)
+  Best(int64_t targets, int64_t samples, Reduction reduce)
       : samples(samples),
-        parent_samples(reduce == Reduce::none ? samples : 1),
+        parent_samples(reduce == Reduction::none ? samples : 1),
         cost(targets * samples, kInf),
         parent(targets * parent_samples, -1) {}
 
   int64_t targets() const { return static_cast<int64_t>(cost.size()) / samples; }
 
   // What a new source has to reach, per target: of sample b, or of all of them.
-  std::vector<double> objective(Reduce reduce, int64_t b) const {
+  std::vector<double> objective(Reduction reduce, int64_t b) const {
     std::vector<double> out(targets(), kInf);
     for (int64_t j = 0; j < targets(); ++j) {
       if (parent[j * parent_samples + b] < 0) continue;
-      out[j] = reduce == Reduce::none ? cost[j * samples + b] : 0;
-      for (int64_t k = 0; reduce != Reduce::none && k < samples; ++k)
+      out[j] = reduce == Reduction::none ? cost[j * samples + b] : 0;
+      for (int64_t k = 0; reduce != Reduction::none && k < samples; ++k)
         out[j] += objective_term(reduce, cost[j * samples + k]);
-      if (reduce != Reduce::none) out[j] /= static_cast<double>(samples);
+      if (reduce != Reduction::none) out[j] /= static_cast<double>(samples);
     }
     return out;
   }
@@ -59,7 +59,7 @@ struct Best {
 
 // Picks from costs [source, target, sample] given with their strides.
 inline Best select(const double* cost, const int64_t* strides, int64_t targets, int64_t samples,
-                   Reduce reduce) {
+                   Reduction reduce) {
   Best best(targets, samples, reduce);
   const auto at = [&](int64_t i, int64_t j, int64_t b) {
     return cost[i * strides[0] + j * strides[1] + b * strides[2]];
@@ -69,7 +69,7 @@ inline Best select(const double* cost, const int64_t* strides, int64_t targets, 
     std::vector<double> objective(targets, kInf);
     for (int64_t i = 1; i < targets; ++i) {
       for (int64_t j = 0; j < i; ++j) {
-        if (reduce == Reduce::none) {
+        if (reduce == Reduction::none) {
           offered[j] = at(i, j, b);
           continue;
         }
@@ -82,7 +82,7 @@ inline Best select(const double* cost, const int64_t* strides, int64_t targets, 
   }
   for (int64_t j = 0; j < targets; ++j)
     for (int64_t b = 0; b < samples; ++b) {
-      const int64_t i = best.parent[j * best.parent_samples + (reduce == Reduce::none ? b : 0)];
+      const int64_t i = best.parent[j * best.parent_samples + (reduce == Reduction::none ? b : 0)];
       if (i >= 0) best.cost[j * samples + b] = at(i, j, b);
     }
   return best;

@@ -20,18 +20,6 @@
 
 namespace oss::cpu {
 
-// A time-major tensor [rows, samples, elements].
-struct Tensor3 {
-  Rows rows;  // of sample 0
-  int64_t sample_stride;
-
-  Rows sample(int64_t b) const {
-    Rows out = rows;
-    out.data += b * sample_stride;
-    return out;
-  }
-};
-
 struct Problem {
   int64_t last;  // N: targets 0 .. N-1, sources 1 .. N
   int64_t samples;
@@ -42,7 +30,7 @@ struct Problem {
   std::vector<double> times;        // [N+1], padded by kMaxTile
   std::vector<unsigned char> mask;  // [N+1, mask_samples], empty: all live
   int64_t mask_samples = 1;
-  Reduce reduce = Reduce::none;
+  Reduction reduce = Reduction::none;
 
   // The same for samples [first, first + count).
   Problem samples_from(int64_t first, int64_t count) const {
@@ -267,7 +255,7 @@ template <class Pool>
 void step(const Problem& p, const Kernels& kernels, const Pool& pool, Best& best,
           const Tensor3& next, bool in_place) {
   Costs<Pool> costs(p, kernels, pool);
-  const bool reduced = p.reduce != Reduce::none;
+  const bool reduced = p.reduce != Reduction::none;
   const Live shared(p, -1);
   if (reduced) {
     Buffer<double> buffer(shared.cells);

@@ -13,11 +13,9 @@
 
 namespace oss::cpu::emulated {
 
-#include "tests/vec_emulated.h"
-
-#include "cpu/rows.h"
-
 #include "cpu/loops.h"
+#include "cpu/rows.h"
+#include "tests/vec_emulated.h"
 
 const Kernels kernels = {"emulated", cost, advance};
 
@@ -109,7 +107,7 @@ struct Case {
   int64_t last, samples, outer, inner, step;
   DType dtype, velocity_dtype;
   int64_t mask_samples;  // 0: no mask
-  Reduce reduce;
+  Reduction reduce;
 };
 
 struct Outcome {
@@ -184,7 +182,7 @@ void check(const Case& c, const Kernels& kernels) {
   const double rounding = c.dtype == DType::bfloat16  ? 0x1p-8
                           : c.dtype == DType::float16 ? 0x1p-11
                                                       : 2 * unit;
-  const bool shared = c.reduce != Reduce::none;
+  const bool shared = c.reduce != Reduction::none;
   for (int64_t j = 0; j < rows; ++j) {
     for (int64_t b = 0; b < c.samples; ++b) {
       const int64_t i = one.parent[shared ? j : j * c.samples + b];
@@ -245,10 +243,10 @@ int main() {
       {1, 1, 1, 1}, {2, 2, 1, 7}, {33, 1, 1, 257}, {21, 3, 5, 103}, {9, 2, 40, 30}};
   int cases = 0;
   for (const Kernels* kernels : all) {
-    check({kMaxPanelRows + 30, 1, 1, 300, 1, f32, f32, 0, Reduce::none}, *kernels);
+    check({kMaxPanelRows + 30, 1, 1, 300, 1, f32, f32, 0, Reduction::none}, *kernels);
     for (const auto& [n, b, outer, inner] : shapes)
       for (const auto& [dtype, velocity] : dtypes)
-        for (const Reduce reduce : {Reduce::none, Reduce::mean, Reduce::log_mean})
+        for (const Reduction reduce : {Reduction::none, Reduction::mean, Reduction::log_mean})
           for (const int64_t mask_samples : {int64_t{0}, int64_t{1}, b})
             for (const int64_t step : {1, 3}) {
               check({n, b, outer, inner, step, dtype, velocity, mask_samples, reduce}, *kernels);
