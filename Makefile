@@ -13,7 +13,7 @@ VENV ?= .venv
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all sanitize build wheel lint bench clean
+.PHONY: help demo test test-all sanitize cuda build wheel lint bench clean
 
 bin := $(VENV)/bin
 # One stamp per way to build, so that a change of OSS_NATIVE or OSS_CUDA builds again.
@@ -34,11 +34,16 @@ test: $(built)  ## run the tests that take seconds
 test-all: $(built)  ## run all tests
 	@$(bin)/pytest -q
 
-sanitize: $(built)  ## run the C++ kernels under the address and undefined-behaviour sanitizers
+sanitize: $(built)  ## run the CPU and CUDA kernels on the CPU under the sanitizers
 	@PATH=$(abspath $(bin)):$$PATH cmake -S . -B build/sanitize -G Ninja -DOSS_SANITIZE=ON \
 	  -DPython_EXECUTABLE=$(abspath $(bin)/python) --log-level=WARNING > /dev/null
-	@PATH=$(abspath $(bin)):$$PATH cmake --build build/sanitize --target kernels_test > /dev/null
+	@PATH=$(abspath $(bin)):$$PATH cmake --build build/sanitize \
+	  --target kernels_test --target cuda_test > /dev/null
 	@build/sanitize/kernels_test
+	@build/sanitize/cuda_test
+
+cuda: $(built)  ## compile the CUDA kernels for every architecture and list what they need
+	@$(bin)/python csrc/tests/cuda_resources.py
 
 build: $(built)  ## build and install the package, editable, and say what was built
 	@$(bin)/python -c "from oss_ext.ops import native; print(native.describe())"

@@ -4,8 +4,8 @@ Two environment variables steer it:
 
 ``OSS_NATIVE``  ``1`` (default) builds the native library; ``0`` leaves it out, for a package in
                 pure Python that also installs where the library cannot be built.
-``OSS_CUDA``    ``auto`` (default) builds the CUDA kernels where a CUDA compiler is found and says
-                what it chose; ``1`` insists on them; ``0`` leaves them out.
+``OSS_CUDA``    ``auto`` (default) builds the CUDA kernels where torch has CUDA and a CUDA compiler is
+                found, and says what it chose; ``1`` insists on them; ``0`` leaves them out.
 
 ``CXX``, ``CUDACXX``, ``CUDA_HOME`` and ``CMAKE_BUILD_PARALLEL_LEVEL`` mean what they always do.
 Everything else about the package is in pyproject.toml.
@@ -19,7 +19,9 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -42,10 +44,12 @@ def read_switch(environ: Mapping[str, str], name: str, allowed: Sequence[str]) -
     return value
 
 
-def choose_cuda(setting: str, compiler: str | None) -> tuple[bool, str]:
-    """Whether to build the CUDA kernels, and why: ``OSS_CUDA`` and what ``find_nvcc`` found."""
+def choose_cuda(setting: str, compiler: str | None, torch_cuda: bool) -> tuple[bool, str]:
+    """Whether to build the CUDA kernels, and why: ``OSS_CUDA``, ``find_nvcc``, ``torch_has_cuda``."""
     if setting == "0":
         return False, "OSS_CUDA=0"
+    if setting == "auto" and not torch_cuda:
+        return False, "OSS_CUDA=auto, this torch has no CUDA (OSS_CUDA=1 builds them anyway)"
     if compiler is not None:
         return True, f"OSS_CUDA={setting}, nvcc found"
     if setting == "1":
@@ -62,6 +66,14 @@ def find_nvcc(environ: Mapping[str, str]) -> str | None:
     candidates = [environ.get("CUDACXX"), "nvcc", f"{home}/bin/nvcc"]
     found = (shutil.which(c, path=environ.get("PATH")) for c in candidates if c)
     return next((path for path in found if path), None)
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch is a CUDA build, without the seconds of importing it."""
+    spec = find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    return run_path(f"{spec.submodule_search_locations[0]}/version.py").get("cuda") is not None
 
 
 def find_tool(name: str) -> str:
@@ -84,7 +96,8 @@ class CMakeBuild(build_ext):
                 f"the native library builds on Linux, not on {sys.platform}: set OSS_NATIVE=0"
             )
         nvcc = find_nvcc(os.environ)
-        cuda, reason = choose_cuda(read_switch(os.environ, "OSS_CUDA", ["auto", "0", "1"]), nvcc)
+        setting = read_switch(os.environ, "OSS_CUDA", ["auto", "0", "1"])
+        cuda, reason = choose_cuda(setting, nvcc, torch_has_cuda())
 
         # Not self.build_temp, which is new for each editable install: an edit then compiles alone.
         build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"

@@ -160,6 +160,24 @@ class Checker {
       shape("source_mask", *mask, {state.size(0)}, "[N+1] or [N+1, B]");
   }
 
+  // The velocities of sources first_source ... of dp_accumulate_.
+  void chunk(const Tensor& tensor, int64_t first_source, const Tensor& state) const {
+    if (tensor.dim() < 1 || tensor.size(0) < 1)
+      error("velocity_chunk must hold at least one source, got shape ", shape_text(tensor.sizes()));
+    const int64_t rows = state.size(0), sources = tensor.size(0);
+    if (first_source < 1 || first_source + sources > rows)
+      error("first_source must be in [1, N+1 - C] = [1, ", rows - sources, "], got ", first_source);
+    velocity("velocity_chunk", tensor, state, sources);
+  }
+
+  // [N+1, N+1, B], float64.
+  void costs(const Tensor& tensor) const {
+    dtype("cost", tensor, ScalarType::Double);
+    if (tensor.dim() != 3 || tensor.size(0) != tensor.size(1) || tensor.size(0) < 2 ||
+        tensor.size(2) < 1)
+      error("cost must have shape [N+1, N+1, B] with N, B >= 1, got ", shape_text(tensor.sizes()));
+  }
+
   // [N+1, B], or [N+1, 1] for one parent per batch.
   void parent(const Tensor& tensor, const Tensor& state) const {
     device("parent", tensor);

@@ -1,5 +1,6 @@
 // What the kernels of every device share: how they see a tensor [rows, samples, *dims] in memory,
-// and the reductions. Plain data, no torch. (cpu/kernels.h says why nothing here may be called from the inner loops of the CPU.)
+// and the reductions. Plain data, no torch. (cpu/kernels.h says why nothing here may be called from
+// the inner loops of the CPU.)
 #pragma once
 
 #include <cstdint>

@@ -53,9 +53,9 @@ def test_build_info_says_what_was_built() -> None:
     assert info["version"] == oss_ext.__version__, "the native library is stale: make build"
     assert info["compiler"]
     assert info["torch"].startswith("2.")
-    assert info["cuda"] is False
     assert info["cuda_reason"].startswith("OSS_CUDA=")
-    assert info["cuda_architectures"] == []
+    kinds = {"80-real", "90a-real", "100-real", "80-virtual", "100-virtual"}
+    assert set(info["cuda_architectures"]) == (kinds if info["cuda"] else set())
     assert info["cpu_capabilities"][0] == "plain"
     assert info["cpu_capability"] in info["cpu_capabilities"]
     assert info["cpu_capability"] in native.describe()
@@ -129,23 +129,35 @@ print(native.why_not)
 
 
 @pytest.mark.parametrize(
-    ("setting", "nvcc", "chosen", "reason"),
+    ("setting", "nvcc", "torch_cuda", "chosen", "reason"),
     [
-        ("auto", "/cuda/bin/nvcc", True, "OSS_CUDA=auto, nvcc found"),
-        ("auto", None, False, "OSS_CUDA=auto, no nvcc found"),
-        ("1", "/cuda/bin/nvcc", True, "OSS_CUDA=1, nvcc found"),
-        ("0", "/cuda/bin/nvcc", False, "OSS_CUDA=0"),
+        ("auto", "/cuda/bin/nvcc", True, True, "OSS_CUDA=auto, nvcc found"),
+        ("auto", "/cuda/bin/nvcc", False, False, "OSS_CUDA=auto, this torch has no CUDA"),
+        ("auto", None, True, False, "OSS_CUDA=auto, no nvcc found"),
+        ("1", "/cuda/bin/nvcc", False, True, "OSS_CUDA=1, nvcc found"),
+        ("0", "/cuda/bin/nvcc", True, False, "OSS_CUDA=0"),
     ],
 )
 def test_the_choice_of_cuda_has_a_reason(
-    setup_py: ModuleType, setting: str, nvcc: str | None, chosen: bool, reason: str
+    setup_py: ModuleType,
+    setting: str,
+    nvcc: str | None,
+    torch_cuda: bool,
+    chosen: bool,
+    reason: str,
 ) -> None:
-    assert setup_py.choose_cuda(setting, nvcc) == (chosen, reason)
+    choice, why = setup_py.choose_cuda(setting, nvcc, torch_cuda)
+    assert choice == chosen
+    assert why.startswith(reason)
+
+
+def test_torch_is_asked_for_cuda_without_importing_it(setup_py: ModuleType) -> None:
+    assert setup_py.torch_has_cuda() == (torch.version.cuda is not None)
 
 
 def test_insisting_on_cuda_without_a_toolchain_says_what_to_do(setup_py: ModuleType) -> None:
     with pytest.raises(SystemExit, match="OSS_CUDA=1 but no CUDA compiler was found"):
-        setup_py.choose_cuda("1", None)
+        setup_py.choose_cuda("1", None, True)
 
 
 def test_nvcc_is_looked_for_where_the_user_says_first(setup_py: ModuleType, tmp_path: Path) -> None:

@@ -192,10 +192,7 @@ Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teache
 
 std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& reduce) {
   const Checker check("dp_select", cost);
-  check.dtype("cost", cost, ScalarType::Double);
-  if (cost.dim() != 3 || cost.size(0) != cost.size(1) || cost.size(0) < 2 || cost.size(2) < 1)
-    check.error("cost must have shape [N+1, N+1, B] with N, B >= 1, got ",
-                shape_text(cost.sizes()));
+  check.costs(cost);
   const Best best = select(cost.const_data_ptr<double>(), cost.strides().data(), cost.size(0),
                            cost.size(2), check.reduction(reduce));
   Tensor best_cost = new_empty(cost, {best.targets(), best.samples}, ScalarType::Double);
@@ -236,14 +233,7 @@ void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_s
   const Checker check("dp_accumulate_", state);
   check.state(state);
   const int64_t rows = state.size(0);
-  if (velocity.dim() < 1 || velocity.size(0) < 1)
-    check.error("velocity_chunk must hold at least one source, got shape ",
-                shape_text(velocity.sizes()));
-  const int64_t end_source = first_source + velocity.size(0);
-  if (first_source < 1 || end_source > rows)
-    check.error("first_source must be in [1, N+1 - C] = [1, ", rows - velocity.size(0), "], got ",
-                first_source);
-  check.velocity("velocity_chunk", velocity, state, velocity.size(0));
+  check.chunk(velocity, first_source, state);
   check.teacher(teacher, state);
   check.times(times, state);
   check.source_mask(source_mask, state);

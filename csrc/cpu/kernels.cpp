@@ -16,12 +16,11 @@
 
 namespace oss::cpu::OSS_CPU_CAPABILITY {
 
-// In this order: each needs the ones before.
+// clang-format off: each needs the ones before.
 #include "cpu/vec.h"
-
 #include "cpu/rows.h"
-
 #include "cpu/loops.h"
+// clang-format on
 
 #define OSS_STRING(name) #name
 #define OSS_NAME(name) OSS_STRING(name)

@@ -63,9 +63,16 @@ def describe() -> str:
 def _why_not(device: torch.device) -> str | None:
     if not available:
         return why_not
-    if device.type == "cpu" or (device.type == "cuda" and build_info()["cuda"]):
+    if device.type == "cpu":
         return None
-    return f"this build of the native library has no kernels for {device.type}"
+    if device.type != "cuda" or not build_info()["cuda"]:
+        return f"this build of the native library has no kernels for {device.type}"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"its CUDA kernels need compute capability 8.0 or later, got {major}.{minor}"
+    return None
 
 
 # Where the library serves a device, its kernels are the ones that the dispatcher prefers there.

@@ -1,0 +1,120 @@
+// How a step is cut into thread blocks: a pure function of the problem and the device, without CUDA
+// headers, so that it is tested where there is no GPU.
+//
+// The cost pass cuts the triangle of (source, target) pairs into square tiles and the elements into
+// splits; a block computes one tile over one split. The sums of the splits are added in order, so
+// the splits decide the bits of a cost: they depend on the shape and the device only, never on the
+// number of samples, the reduction, or the chunk of sources that a call brings.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace oss::cuda {
+
+constexpr int kMaxSteps = 1024;                                // N
+constexpr int64_t kMaxElements = (int64_t{1} << 31) - 2 * 64;  // of a sample: counted in an int
+constexpr int64_t kWorkspaceBytes = int64_t{16} << 20;
+
+// Every warp of the cost pass owns a square of pairs and keeps its sums in registers, the lanes
+// side by side along the elements. 64 sums, their operands and the addresses take about 150
+// registers, of which 384 threads have 168 each; float64 takes two registers a number.
+constexpr int kSourceWarps = 3, kTargetWarps = 4;  // of a block
+constexpr int kCostThreads = kSourceWarps * kTargetWarps * 32;
+template <class T>
+constexpr int kPairs = sizeof(T) == 4 ? 8 : 4;  // side of a warp's square
+template <class T>
+constexpr int kSourceTile = kSourceWarps * kPairs<T>;
+template <class T>
+constexpr int kTargetTile = kTargetWarps * kPairs<T>;
+
+struct Tile {
+  int64_t sources, targets;
+};
+template <class T>
+constexpr Tile kTile = {kSourceTile<T>, kTargetTile<T>};
+
+// Elements are staged in shared memory a chunk at a time: two for each lane of a warp. Three stages
+// hide the latency of memory and fit the 99 KiB of the smallest card from compute capability 8.0
+// on.
+constexpr int kChunk = 64;
+constexpr int kStages = 3;
+// A lane adds the squares of this many chunks in its own precision before they go to float64.
+constexpr int kFlushChunks = 256;
+
+constexpr int kSelectThreads = 128;
+constexpr int kAdvanceThreads = 128;
+constexpr int kMaxSamplesPerLaunch = 32768;  // of gridDim.z
+
+struct Device {
+  int multiprocessors;
+  int compute_capability;  // 90 for 9.0
+};
+
+struct Plan {
+  int tiles;        // of the whole triangle
+  int splits;       // of the elements
+  int64_t cells;    // pairs of the whole triangle
+  int64_t samples;  // of one launch
+  const char* why;  // what decided the splits
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Pairs (i, j < i) of the sources [begin, end).
+inline int64_t cells_of(int64_t begin, int64_t end) {
+  return end <= begin ? 0 : (end * (end - 1) - begin * (begin - 1)) / 2;
+}
+
+// Tiles with at least one pair, for sources [begin, end).
+inline int64_t tiles_of(int64_t begin, int64_t end, const Tile& tile) {
+  int64_t tiles = 0;
+  for (int64_t source = begin; source < end; source += tile.sources)
+    tiles += ceil_div(std::min(end, source + tile.sources) - 1, tile.targets);
+  return tiles;
+}
+
+// The bytes beside the outputs: sums of all splits and samples of a launch, and with a reduction
+// one objective per pair.
+inline int64_t workspace_bytes(const Plan& plan) {
+  return (plan.splits * plan.samples + 1) * plan.cells * static_cast<int64_t>(sizeof(double));
+}
+
+// `steps` is N.
+inline Plan plan_cost(int64_t steps, int64_t samples, int64_t elements, const Tile& tile,
+                      const Device& device) {
+  // Enough blocks that the last ones to end, and the lighter ones on the diagonal, are a small
+  // part.
+  constexpr int64_t blocks_per_multiprocessor = 16;
+  // A block that stages less than this waits for memory longer than it computes.
+  constexpr int64_t least_chunks = 4;
+
+  Plan plan{};
+  plan.cells = cells_of(1, steps + 1);
+  plan.tiles = static_cast<int>(tiles_of(1, steps + 1, tile));
+  const int64_t bytes = plan.cells * static_cast<int64_t>(sizeof(double));
+  const int64_t wanted = ceil_div(blocks_per_multiprocessor * device.multiprocessors, plan.tiles);
+  const int64_t by_elements = std::max<int64_t>(1, ceil_div(elements, kChunk) / least_chunks);
+  const int64_t by_memory = kWorkspaceBytes / bytes - 1;  // one part is the objective
+  const int64_t splits = std::max<int64_t>(1, std::min({wanted, by_elements, by_memory}));
+  plan.splits = static_cast<int>(splits);
+  plan.why = splits == wanted        ? "enough blocks to fill the device evenly"
+             : splits == by_elements ? "a split is at least four chunks of elements"
+                                     : "the sums of all splits fit the workspace";
+  const int64_t fitting = (kWorkspaceBytes / bytes - 1) / splits;
+  plan.samples = std::clamp<int64_t>(fitting, 1, std::min<int64_t>(samples, kMaxSamplesPerLaunch));
+  return plan;
+}
+
+// Targets that one block of the advance walks through. In place it walks through all of them,
+// because a row may be written only after the rows below it have read it.
+inline int64_t targets_per_block(int64_t targets, int64_t columns, int64_t samples, bool in_place,
+                                 const Device& device) {
+  if (in_place) return targets;
+  const int64_t blocks = ceil_div(columns, kAdvanceThreads) * samples;
+  const int64_t wanted = 8 * static_cast<int64_t>(device.multiprocessors);
+  const int64_t groups = std::clamp<int64_t>(ceil_div(wanted, blocks), 1, targets);
+  return ceil_div(targets, groups);
+}
+
+}  // namespace oss::cuda
