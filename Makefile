@@ -13,7 +13,7 @@ VENV ?= .venv
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all sanitize cuda build wheel lint bench clean
+.PHONY: help demo test test-all sanitize cuda gpu-check build wheel lint bench clean
 
 bin := $(VENV)/bin
 # One stamp per way to build, so that a change of OSS_NATIVE or OSS_CUDA builds again.
@@ -44,6 +44,9 @@ sanitize: $(built)  ## run the CPU and CUDA kernels on the CPU under the sanitiz
 
 cuda: $(built)  ## compile the CUDA kernels for every architecture and list what they need
 	@$(bin)/python csrc/tests/cuda_resources.py
+
+gpu-check:  ## build, prove and measure on this machine's GPU, with the Python on PATH
+	@python bench/gpu_check.py
 
 build: $(built)  ## build and install the package, editable, and say what was built
 	@$(bin)/python -c "from oss_ext.ops import native; print(native.describe())"

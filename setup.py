@@ -4,7 +4,7 @@ Two environment variables steer it:
 
 ``OSS_NATIVE``  ``1`` (default) builds the native library; ``0`` leaves it out, for a package in
                 pure Python that also installs where the library cannot be built.
-``OSS_CUDA``    ``auto`` (default) builds the CUDA kernels where torch has CUDA and a CUDA compiler is
+``OSS_CUDA``    ``auto`` (default) builds the CUDA kernels where torch has CUDA and nvcc is
                 found, and says what it chose; ``1`` insists on them; ``0`` leaves them out.
 
 ``CXX``, ``CUDACXX``, ``CUDA_HOME`` and ``CMAKE_BUILD_PARALLEL_LEVEL`` mean what they always do.
@@ -45,7 +45,7 @@ def read_switch(environ: Mapping[str, str], name: str, allowed: Sequence[str]) -
 
 
 def choose_cuda(setting: str, compiler: str | None, torch_cuda: bool) -> tuple[bool, str]:
-    """Whether to build the CUDA kernels, and why: ``OSS_CUDA``, ``find_nvcc``, ``torch_has_cuda``."""
+    """Whether to build the CUDA kernels, and why, from ``OSS_CUDA``, nvcc and what torch has."""
     if setting == "0":
         return False, "OSS_CUDA=0"
     if setting == "auto" and not torch_cuda:

@@ -100,10 +100,26 @@ def compiled_direct(group: int = 10) -> Step:
     return step
 
 
+def per_sample(step: Step) -> Step:
+    """``step`` over tensors [N+1, B, D], one sample after the other."""
+
+    def run(
+        state: Tensor, velocity: Tensor, teacher: Tensor, times: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        samples = zip(*(x.unbind(1) for x in (state, velocity, teacher)), strict=True)
+        parts = [step(*sample, times) for sample in samples]
+        if len(parts) == 1:
+            return parts[0]
+        next_state, cost, parent = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
+        return next_state, cost, parent
+
+    return run
+
+
 def true_parents(
-    state: Tensor, velocity: Tensor, teacher: Tensor, times: Tensor, block: int = 4096
+    state: Tensor, velocity: Tensor, teacher: Tensor, times: Tensor, block: int
 ) -> Tensor:
-    """The definition in float64, over blocks of elements that fit a cache."""
+    """The definition in float64 for one sample, over blocks of elements."""
     rows, elements = state.shape
     cost = times.new_full((rows, rows), torch.inf).triu()  # 0 where there is a pair
     for first in range(0, elements, block):

@@ -1,11 +1,11 @@
 """Times ``torch.ops.oss.dp_step`` against other ways to compute the same step, in one run.
 
-    python bench/bench_dp_step.py [--quick | --all] [--save]
+    python bench/bench_dp_step.py [--device cuda] [--quick | --all] [--save]
 
 The inputs are real ones: D/16 independent samples of an exact Gaussian-mixture flow side by side,
 an Euler teacher and a student's states after two steps of the search, so that many sources come
 close to the best. Every round times every method once, and ratios are taken within a round, so
-that a slower moment of the machine hits them alike; what is timed is a method's second call. The
+that a slower moment of the machine hits them alike; what is timed is not a method's first call. The
 share of the FMA peak counts two multiply-adds per element of the N(N+1)/2 candidates; subtractions
 and the advance are not counted.
 """
@@ -17,11 +17,8 @@ import dataclasses
 import json
 import re
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,52 +27,112 @@ from alternatives import (
     Step,
     compiled_direct,
     one_source_at_a_time,
+    per_sample,
     true_parents,
     two_matrix_products,
 )
-from machine import FmaPeak, configuration, extra_memory
+from machine import METERS, FmaPeak, configuration, gpu_floors
+from oss_ext import ops
 from oss_ext.models import analytic
 
 K = 1024
+
+
+@dataclass(frozen=True)
+class Size:
+    """A step: N, D, B and what has that shape."""
+
+    steps: int
+    elements: int
+    samples: int = 1
+    what: str = ""
+
+    def __str__(self) -> str:
+        many = f", B = {self.samples}" if self.samples > 1 else ""
+        return f"({self.steps}, {self.elements}{many})"
+
+
+SIZES = {
+    "cpu": [Size(100, 16 * K), Size(200, 16 * K), Size(200, 64 * K), Size(200, 256 * K)],
+    "cuda": [
+        Size(200, 4096, 1, "DiT"),
+        Size(200, 4096, 16, "DiT"),
+        Size(200, 256 * K, 1, "FLUX 1024"),
+        Size(100, 2_096_640, 1, "Wan 480p"),
+        Size(100, 4_838_400, 1, "Wan 720p"),
+    ],
+}
+MAIN = {"cpu": Size(200, 64 * K), "cuda": SIZES["cuda"][2]}
 # Beyond this many elements "one source at a time" takes up to a minute a call: only with --all.
-SOURCES_UP_TO = 64 * K
-SIZES = [(100, 16 * K), (200, 16 * K), (200, 64 * K), (200, 256 * K)]
+SOURCES_UP_TO = {"cpu": 64 * K, "cuda": 10**9}
 DTYPES = [torch.float32, torch.bfloat16]
 OURS, SOURCES, PRODUCTS, COMPILED = (
     "dp_step", "one source at a time", "two matrix products", "torch.compile"
 )  # fmt: skip
+TRITON, PRODUCTS_TF32 = "dp_step (triton)", "two matrix products, TF32"
 
 
-def trajectory(steps: int, elements: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """State, velocity, teacher [N+1, D] and times [N+1] at the third step of a search."""
-    model = analytic.load(shape=(16,), components=8, sd=0.1)
+def trajectory(size: Size, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """State, velocity, teacher [N+1, B, D] and times [N+1] at the third step of a search."""
+    model = analytic.load(shape=(16,), components=8, sd=0.1, device=device)
+    elements = size.samples * size.elements
     patches = elements // 16
-    times, sample = model.times(steps), torch.zeros(patches, dtype=torch.int64)
+    times = model.times(size.steps).to(device)
+    sample = torch.zeros(patches, dtype=torch.int64, device=device)
 
     def velocity(states: Tensor, i: int) -> Tensor:
         x = states[i].view(patches, 16)
         return model(x, times[i].expand(patches), sample).flatten()
 
     def velocities(states: Tensor) -> Tensor:
-        row_0 = torch.zeros(elements)  # t = 0 is nobody's source
-        return torch.stack([row_0, *(velocity(states, i) for i in range(1, steps + 1))])
+        out = torch.zeros(states.shape, device=device)  # t = 0 is nobody's source
+        for i in range(1, size.steps + 1):
+            out[i] = velocity(states, i)
+        return out
 
-    teacher = torch.empty(steps + 1, elements)
-    teacher[-1] = model.noise(patches).flatten()
-    for i in range(steps, 0, -1):
+    teacher = torch.empty(size.steps + 1, elements, device=device)
+    teacher[-1] = torch.randn(elements, generator=torch.Generator().manual_seed(0))
+    for i in range(size.steps, 0, -1):
         dt = float(times[i - 1] - times[i])
         teacher[i - 1] = torch.add(teacher[i], velocity(teacher, i), alpha=dt)
     state = teacher[-1:].expand_as(teacher)
+    shape = (size.steps + 1, 1, elements)
     for _ in range(2):
-        state = fused(state, velocities(state), teacher, times)[0]
-    return state, velocities(state), teacher, times
+        step = [x.reshape(shape) for x in (state, velocities(state), teacher)]
+        state = torch.ops.oss.dp_step(*step, times)[0].view_as(teacher)
+    shape = (size.steps + 1, size.samples, size.elements)
+    return state.view(shape), velocities(state).view(shape), teacher.view(shape), times
 
 
-def fused(z: Tensor, v: Tensor, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``dp_step`` on a single sample."""
-    step = torch.ops.oss.dp_step(z[:, None], v[:, None], x[:, None], times)
-    next_state, cost, parent = (out[:, 0] for out in step)
-    return next_state, cost, parent
+def fused(backend: str | None = None) -> Step:
+    def step(z: Tensor, v: Tensor, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return ops.dp_step(z, v, x, times, backend=backend)
+
+    return step
+
+
+def in_tf32(z: Tensor, v: Tensor, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return two_matrix_products(z, v, x, times)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def methods_for(size: Size, device: str, everything: bool) -> dict[str, Step]:
+    """Every way to compute the step, ours first."""
+    methods: dict[str, Step] = {OURS: fused()}
+    others = device == "cuda" and ops.serving(device).name != "triton"
+    if others and ops.BACKENDS["triton"].why_not(torch.device(device)) is None:
+        methods[TRITON] = fused("triton")
+    if everything or size.elements <= SOURCES_UP_TO[device]:
+        methods[SOURCES] = per_sample(one_source_at_a_time)
+    methods[PRODUCTS] = per_sample(two_matrix_products)
+    if device == "cuda":
+        methods[PRODUCTS_TF32] = per_sample(in_tf32)
+    methods[COMPILED] = per_sample(compiled_direct())
+    return methods
 
 
 @dataclass(frozen=True)
@@ -83,8 +140,7 @@ class Figures:
     """One method at one size: times of all rounds and what else is told about it."""
 
     method: str
-    steps: int
-    elements: int
+    size: Size
     dtype: str
     seconds: list[float]
     speedup: list[float]
@@ -93,40 +149,26 @@ class Figures:
     right_parents: float
 
     def row(self) -> str:
-        ms = spread([1e3 * s for s in self.seconds], ".1f")
+        ms = spread([1e3 * s for s in self.seconds], ".3g")
         ratio = "" if self.method == OURS else spread(self.speedup, ".1f")
         share = f"{100 * statistics.median(self.peak_share):.0f} %"
         extra, right = f"{self.extra_bytes / 2**20:.1f}", f"{100 * self.right_parents:.2f} %"
-        size = (str(self.steps), f"{self.elements // K}k", self.dtype)
-        return f"| {' | '.join([*size, self.method, ms, ratio, share, extra, right])} |"
+        s = self.size
+        shape = (str(s.steps), f"{s.elements / K:.6g}k", str(s.samples), self.dtype)
+        return f"| {' | '.join([*shape, self.method, ms, ratio, share, extra, right])} |"
 
 
 HEADER = """\
-| N | D | dtype | method | ms | dp_step is faster by | FMA peak | extra MiB | right parents |
-|--:|--:|:--|:--|--:|--:|--:|--:|--:|"""
+| N | D | B | dtype | method | ms | dp_step is faster by | FMA peak | extra MiB | right parents |
+|--:|--:|--:|:--|:--|--:|--:|--:|--:|--:|"""
 
 
 def spread(values: list[float], form: str) -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
 
 
-def seconds_of(call: Callable[[], Any], warm_up: bool) -> float:
-    """Of one call; short ones are repeated for a tenth of a second.
-
-    Without an untimed call before it, a method pays for what the one before gave back to the
-    system: memory that is touched for the first time can cost more than the computation.
-    """
-    if warm_up:
-        call()
-    start, calls, taken = time.perf_counter(), 0, 0.0
-    while taken < 0.1:
-        call()
-        calls += 1
-        taken = time.perf_counter() - start
-    return taken / calls
-
-
 def measure(
+    size: Size,
     inputs: tuple[Tensor, Tensor, Tensor, Tensor],
     dtype: torch.dtype,
     rounds: int,
@@ -134,37 +176,37 @@ def measure(
     everything: bool,
 ) -> list[Figures]:
     """All methods on the same inputs."""
-    times = inputs[3]
-    z, v, x = (a.to(dtype) for a in inputs[:3])
-    steps, elements = len(z) - 1, z.shape[1]
-    multiply_adds = steps * (steps + 1) * elements
-    truth = true_parents(z, v, x, times)
-    methods: dict[str, Step] = {
-        OURS: fused,
-        SOURCES: one_source_at_a_time,
-        PRODUCTS: two_matrix_products,
-        COMPILED: compiled_direct(),
-    }
-    if elements > SOURCES_UP_TO and not everything:
-        del methods[SOURCES]
+    device, times = inputs[0].device.type, inputs[3]
+    meter = METERS[device]
+    copies = [tuple(a.to(dtype, copy=True) for a in inputs[:3]) for _ in range(meter.copies)]
+    multiply_adds = size.steps * (size.steps + 1) * size.elements * size.samples
+    block = 4 * K if device == "cpu" else K * K
+    sample_0 = (a[:, 0] for a in copies[0])
+    truth = true_parents(*sample_0, times, block)
+    methods = methods_for(size, device, everything)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     extra, right = {}, {}
-    methods[COMPILED](z, v, x, times)  # compiles
     for name, method in methods.items():
-        extra[name], outputs = extra_memory(lambda method=method: method(z, v, x, times))
-        right[name] = float((outputs[2] == truth)[:-1].double().mean())
+        if name in (COMPILED, TRITON) or device == "cuda":
+            method(*copies[0], times)  # compiles, loads
+        extra[name], outputs = meter.extra_memory(lambda method=method: method(*copies[0], times))
+        found = outputs[2] if outputs[2].dim() == 1 else outputs[2][:, 0]
+        right[name] = float((found == truth)[:-1].double().mean())
+        del outputs
     peaks = []
     for _ in range(rounds):
         peaks.append(peak())
         for name, method in methods.items():
             # Whoever takes seconds touches more new memory by itself than was left to touch.
             brief = not seconds[name] or seconds[name][-1] < 1
-            seconds[name].append(seconds_of(lambda method=method: method(z, v, x, times), brief))
+            taken = meter.seconds(
+                lambda k, method=method: method(*copies[k % len(copies)], times), brief
+            )
+            seconds[name].append(taken)
     return [
         Figures(
             method=name,
-            steps=steps,
-            elements=elements,
+            size=size,
             dtype=str(dtype).removeprefix("torch."),
             seconds=taken,
             speedup=[other / ours for other, ours in zip(taken, seconds[OURS], strict=True)],
@@ -176,69 +218,88 @@ def measure(
     ]
 
 
-def targets(figures: list[Figures]) -> list[str]:
-    """What is to be reached, and whether it was."""
+def targets(figures: list[Figures], device: str, launch: float) -> list[str]:
+    """What is to be reached, and whether it was; ``launch``: seconds of the smallest one."""
     lines = []
 
     def target(what: str, values: list[float], least: float, form: str = ".1f") -> None:
         reached = "reached" if statistics.median(values) >= least else "MISSED"
         lines.append(f"- {what}: {spread(values, form)}, at least {least:{form}}: {reached}")
 
-    at = {(f.method, f.steps, f.elements, f.dtype): f for f in figures}
-    for (method, steps, elements, dtype), f in at.items():
-        where = f"at ({steps}, {elements // K}k)"
-        main = (steps, elements) == (200, 64 * K)
+    products = {"cpu": (4.5, 3.0), "cuda": (3.0, None)}[device]
+    sources = {"cpu": 60, "cuda": 100}[device]
+    at = {(f.method, f.size, f.dtype): f for f in figures}
+    for (method, size, dtype), f in at.items():
+        main = size == MAIN[device]
+        least = products[0] if main else products[1]
         if dtype == "bfloat16" and method == OURS:
-            single = at[OURS, steps, elements, "float32"].seconds
+            single = at[OURS, size, "float32"].seconds
             ratio = [a / b for a, b in zip(single, f.seconds, strict=True)]
-            target(f"bfloat16 over float32 {where}", ratio, 1.0, ".2f")
-        elif dtype == "float32" and method == PRODUCTS:
-            target(f"over two matrix products {where}", f.speedup, 4.5 if main else 3.0)
+            target(f"bfloat16 over float32 at {size}", ratio, 1.0, ".2f")
+        elif dtype == "float32" and method == PRODUCTS and least is not None:
+            target(f"over two matrix products at {size}", f.speedup, least)
         elif dtype == "float32" and method == SOURCES and main:
-            target(f"over one source at a time {where}", f.speedup, 60)
-        elif dtype == "float32" and method == OURS:
-            target(f"share of the FMA peak {where}", f.peak_share, 0.6, ".2f")
+            target(f"over one source at a time at {size}", f.speedup, sources)
+        elif dtype == "float32" and method == OURS and device == "cpu":
+            target(f"share of the FMA peak at {size}", f.peak_share, 0.6, ".2f")
+        elif dtype == "float32" and method == OURS and main:
+            target(f"0.80 ms over the time at {size}", [0.8e-3 / s for s in f.seconds], 1, ".2f")
+        elif dtype == "float32" and method == OURS and size == SIZES["cuda"][0]:
+            share = [4 * launch / s for s in f.seconds]
+            target(f"four launches over the time at {size}", share, 1, ".2f")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=list(SIZES), default="cpu")
     parser.add_argument("--quick", action="store_true", help="the smallest size, three rounds")
     parser.add_argument("--all", action="store_true", help="every method at every size")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
-    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU; default: 2")
     parser.add_argument(
-        "--save", action="store_true", help="write bench/results/<cpu>.md and .json"
+        "--save", action="store_true", help="write bench/results/<device>.md and .json"
     )
     options = parser.parse_args()
+    device: str = options.device
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
     torch.set_num_threads(options.threads)
-    sizes, rounds = (SIZES[:1], 3) if options.quick else (SIZES, options.rounds)
+    sizes, rounds = SIZES[device], options.rounds
+    if options.quick:
+        sizes, rounds = sizes[:1], 3
 
-    peak = FmaPeak(options.threads)
+    peak = FmaPeak(device, options.threads)
     facts = {
-        **configuration(),
+        **configuration(device),
         "fma_peak": f"{peak() * 1e-9:.1f} billion/s, by {peak.method}",
         "rounds": rounds,
     }
+    launch = 0.0
+    if device == "cuda":
+        copy, launch = gpu_floors()
+        facts["copy"] = f"{copy * 1e-12:.2f} TB/s read and written"
+        facts["smallest launch"] = f"{launch * 1e6:.1f} us"
     lines = ["# dp_step beside its alternatives", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "Median (least-most) of all rounds; B = 1.", "", *HEADER.splitlines()]
+    lines += ["", "Median (least-most) of all rounds.", "", *HEADER.splitlines()]
     print("\n".join(lines), flush=True)
     figures: list[Figures] = []
-    for steps, elements in sizes:
-        inputs = trajectory(steps, elements)
+    for size in sizes:
+        inputs = trajectory(size, device)
         for dtype in DTYPES:
-            new = measure(inputs, dtype, rounds, peak, options.all)
+            new = measure(size, inputs, dtype, rounds, peak, options.all)
             figures += new
             rows = [f.row() for f in new]
             print("\n".join(rows), flush=True)
             lines += rows
-    verdict = ["", "## Targets", "", *targets(figures)]
+        del inputs
+    verdict = ["", "## Targets", "", *targets(figures, device, launch)]
     print("\n".join(verdict))
 
     if options.save:
-        slug = re.sub(r"[^a-z0-9]+", "-", str(facts["cpu"]).lower()).strip("-")
-        path = Path(__file__).parent / "results" / f"{slug}.md"
+        slug = re.sub(r"[^a-z0-9]+", "-", str(facts["gpu" if device == "cuda" else "cpu"]).lower())
+        path = Path(__file__).parent / "results" / f"{slug.strip('-')}.md"
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(lines + verdict) + "\n")
         record = {"configuration": facts, "figures": [dataclasses.asdict(f) for f in figures]}

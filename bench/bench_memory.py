@@ -16,7 +16,7 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from machine import configuration, extra_memory
+from machine import METERS, configuration
 from oss_ext import ops
 
 MIB = 2**20
@@ -94,7 +94,7 @@ def workspace(case: Case) -> int:
     """Bytes beside the outputs of one call."""
     torch.set_num_threads(case.threads)
     prepare(replace(case, steps=2, samples=1, elements=1))()  # starts the threads
-    return extra_memory(prepare(case))[0]
+    return METERS["cpu"].extra_memory(prepare(case))[0]
 
 
 def in_a_process_of_its_own(measure: Callable[[Case], int], case: Case) -> int:

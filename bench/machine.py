@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,8 @@ from oss_ext import ops
 from oss_ext.ops import native
 from oss_ext.version import __version__
 
+Call = Callable[[], tuple[Tensor, ...]]
+
 
 def cpu_name() -> str:
     try:
@@ -30,16 +33,26 @@ def cpu_name() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def configuration() -> dict[str, Any]:
+def configuration(device: str = "cpu") -> dict[str, Any]:
     """Device, versions and settings."""
     built = native.build_info()
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "backend": ops.serving("cpu").name,
-        "instruction set": built.get("cpu_capability", native.why_not),
-        "compiler": built.get("compiler"),
+    if device == "cuda":
+        facts: dict[str, Any] = {
+            "gpu": torch.cuda.get_device_name(),
+            "compute capability": "{}.{}".format(*torch.cuda.get_device_capability()),
+            "CUDA of torch": torch.version.cuda,
+            "CUDA kernels": built.get("cuda_reason", native.why_not),
+        }
+    else:
+        facts = {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "instruction set": built.get("cpu_capability", native.why_not),
+            "compiler": built.get("compiler"),
+        }
+    return facts | {
+        "backend": ops.serving(device).name,
         "oss_ext": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -48,47 +61,111 @@ def configuration() -> dict[str, Any]:
 
 
 class FmaPeak:
-    """The machine's float32 multiply-adds per second, measured at every call.
+    """The device's float32 multiply-adds per second, measured at every call.
 
-    By a loop of nothing else where there is a C++ compiler, by a large matrix product otherwise.
+    By a loop of nothing else where there is a compiler for the device, by a large matrix product
+    otherwise.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, device: str, threads: int) -> None:
+        self.device, self.arguments = device, [str(threads)] if device == "cpu" else []
         self.folder = tempfile.TemporaryDirectory()
         self.program = Path(self.folder.name) / "fma_peak"
-        source = Path(__file__).with_name("fma_peak.cpp")
-        compiler = shutil.which(os.environ.get("CXX", "g++"))
-        self.method = "a large float32 matrix product, no C++ compiler was found"
+        name = os.environ.get("CXX", "g++") if device == "cpu" else "nvcc"
+        source = Path(__file__).with_name("fma_peak.cpp" if device == "cpu" else "fma_peak.cu")
+        compiler = shutil.which(name)
+        self.method = f"a large float32 matrix product, {name} was not found"
         if compiler:
-            flags = ["-O3", "-march=native", "-pthread"]
-            subprocess.run([compiler, *flags, str(source), "-o", self.program], check=True)
-            self.method = "a loop of independent multiply-adds (fma_peak.cpp)"
+            flags = ["-march=native", "-pthread"] if device == "cpu" else ["-arch=native"]
+            command = [compiler, "-O3", *flags, str(source), "-o", str(self.program)]
+            subprocess.run(command, check=True)
+            self.method = f"a loop of independent multiply-adds ({source.name})"
 
     def __call__(self) -> float:
         if self.program.exists():
-            command = [str(self.program), str(self.threads)]
+            command = [str(self.program), *self.arguments]
             return float(subprocess.check_output(command, text=True)) * 1e9
-        size = 2048
-        a = torch.ones(size, size)
-        start = time.perf_counter()
-        a @ a
-        return size**3 / (time.perf_counter() - start)
+        size = 2048 if self.device == "cpu" else 8192
+        a = torch.ones(size, size, device=self.device)
+        return size**3 / METERS[self.device].seconds(lambda k: a @ a)
 
 
-def extra_memory(call: Callable[[], tuple[Tensor, ...]]) -> tuple[int, tuple[Tensor, ...]]:
-    """Bytes that ``call`` takes at its peak beside what it returns, by Linux's own count; and that.
+class CpuMeter:
+    """Times and memory of calls on the CPU. Calls get a running number."""
 
-    Freed memory that the C library holds back is returned first, or reusing it would not count.
-    """
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    copies = 1  # of the inputs, to be used in turn
 
-    def resident(field: str) -> int:
-        found = re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        assert found is not None
-        return int(found[1]) * 1024
+    def seconds(self, call: Callable[[int], Any], warm_up: bool = True) -> float:
+        """Of one call; short ones are repeated for a tenth of a second.
 
-    before = resident("VmRSS")
-    outputs = call()
-    return max(0, resident("VmHWM") - before - sum(x.nbytes for x in outputs)), outputs
+        Without an untimed call before it, a method pays for what the one before gave back to the
+        system: memory that is touched for the first time can cost more than the computation.
+        """
+        if warm_up:
+            call(0)
+        start, calls, taken = time.perf_counter(), 0, 0.0
+        while taken < 0.1:
+            call(calls)
+            calls += 1
+            taken = time.perf_counter() - start
+        return taken / calls
+
+    def extra_memory(self, call: Call) -> tuple[int, tuple[Tensor, ...]]:
+        """Bytes that ``call`` takes at its peak beside what it returns, by Linux's count; and that.
+
+        Freed memory that the C library holds back is returned first, or reusing it would not count.
+        """
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+
+        def resident(field: str) -> int:
+            found = re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+            assert found is not None
+            return int(found[1]) * 1024
+
+        before = resident("VmRSS")
+        outputs = call()
+        return max(0, resident("VmHWM") - before - sum(x.nbytes for x in outputs)), outputs
+
+
+class GpuMeter:
+    """Times by CUDA events and memory by torch's allocator."""
+
+    copies = 3  # none finds its inputs in the cache from the call before
+
+    def seconds(self, call: Callable[[int], Any], warm_up: bool = True) -> float:
+        """Median of up to 50 calls, a quarter of a second of them at most."""
+        if warm_up:
+            call(0)
+        torch.cuda.synchronize()
+        taken: list[float] = []
+        while len(taken) < 50 and sum(taken) < 0.25:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            call(len(taken) + 1)
+            end.record()
+            end.synchronize()
+            taken.append(begin.elapsed_time(end) / 1e3)
+        return statistics.median(taken)
+
+    def extra_memory(self, call: Call) -> tuple[int, tuple[Tensor, ...]]:
+        """Bytes that ``call`` takes at its peak beside what it returns; and that."""
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        outputs = call()
+        torch.cuda.synchronize()
+        kept = sum(x.nbytes for x in outputs)
+        return max(0, torch.cuda.max_memory_allocated() - before - kept), outputs
+
+
+METERS: dict[str, CpuMeter | GpuMeter] = {"cpu": CpuMeter(), "cuda": GpuMeter()}
+
+
+def gpu_floors() -> tuple[float, float]:
+    """What no kernel undercuts: a copy (bytes per second, read and written), a launch (seconds)."""
+    one, meter = torch.zeros(1, device="cuda"), METERS["cuda"]
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / meter.seconds(lambda k: target.copy_(source))
+    return copy, meter.seconds(lambda k: one.zero_())

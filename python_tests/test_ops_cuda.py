@@ -1,0 +1,119 @@
+"""What only a GPU can show: graphs, streams, memory, and the errors of that device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from op_cases import REDUCTIONS, Case, Inputs, Runner, arguments, same_bits
+from oss_ext import ops
+
+GPU_BACKENDS = [name for name in ops.BACKENDS if name != "reference"]
+MIB = 2**20
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def gpu(request: pytest.FixtureRequest) -> Runner:
+    """Every kernel backend, on the GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    reason = ops.BACKENDS[request.param].why_not(torch.device("cuda"))
+    if reason is not None:
+        pytest.skip(f"{request.param}: {reason}")
+    return Runner(request.param, "cuda")
+
+
+def same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
+    return all(same_bits(a, b) for a, b in zip(first, second, strict=True))
+
+
+def copy_into(inputs: Inputs, others: Inputs) -> None:
+    for name in ("state", "velocity", "teacher", "times"):
+        getattr(inputs, name).copy_(getattr(others, name))
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_a_captured_graph_replays_with_other_inputs(gpu: Runner, reduce: str, seed: int) -> None:
+    case = Case(40, 2, (3, 50), reduce=reduce)
+    inputs, others = gpu.draw(case, seed), gpu.draw(case, seed + 1)
+    given = arguments("dp_step", inputs)
+    call = lambda: ops.dp_step(**given, backend=gpu.name)  # noqa: E731
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()  # compiles and loads what a capture must not
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    copy_into(inputs, others)
+    expected = call()
+    for out in captured:
+        out.fill_(-2)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert same(captured, expected)
+
+
+def test_two_streams_at_once_give_equal_results(gpu: Runner, seed: int) -> None:
+    inputs = [gpu.draw(Case(60, 3, (1000,)), seed + k) for k in range(2)]
+    expected = [gpu.dp_step(one) for one in inputs]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in inputs]
+    found: list[list[tuple[Tensor, ...]]] = [[], []]
+    for _ in range(20):
+        for one, stream, results in zip(inputs, streams, found, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(ops.dp_step(**arguments("dp_step", one), backend=gpu.name))
+    torch.cuda.synchronize()
+    for results, right in zip(found, expected, strict=True):
+        assert all(same(result, right) for result in results)
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize(("steps", "samples"), [(200, 1), (200, 64), (1000, 1)])
+def test_the_workspace_is_bounded(
+    gpu: Runner, steps: int, samples: int, reduce: str, seed: int
+) -> None:
+    inputs = gpu.draw(Case(steps, samples, (4096,), reduce=reduce), seed)
+    gpu.dp_step(inputs)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    outputs = ops.dp_step(**arguments("dp_step", inputs), backend=gpu.name)
+    torch.cuda.synchronize()
+    kept = sum(out.nbytes for out in outputs)
+    extra = torch.cuda.max_memory_allocated() - before - kept
+    assert extra <= (16 if steps <= 200 else 32) * MIB + MIB // 8  # the allocator rounds up
+
+
+def test_no_call_waits_for_the_device(gpu: Runner, seed: int) -> None:
+    inputs = gpu.draw(Case(20, 2, (64,), mask="rows"), seed)
+    given = arguments("dp_step", inputs)
+    ops.dp_step(**given, backend=gpu.name)
+    torch.cuda.synchronize()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for op in ("dp_step", "dp_cost", "dp_accumulate_"):
+            getattr(ops, op)(**arguments(op, inputs) if op != "dp_step" else given,
+                             backend=gpu.name)  # fmt: skip
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def test_more_steps_than_the_kernels_hold_are_refused(gpu: Runner) -> None:
+    state = torch.zeros(1026, 1, 2, device="cuda")
+    times = torch.linspace(0, 1, 1026, dtype=torch.float64, device="cuda")
+    with pytest.raises(RuntimeError, match=r"at most .*1024.*got .*1025"):
+        ops.dp_step(state, state, state, times, backend=gpu.name)
+
+
+def test_a_backend_that_cannot_serve_the_cpu_says_why(gpu: Runner) -> None:
+    if gpu.name == "native":
+        pytest.skip("it has kernels for the CPU too")
+    state, times = torch.zeros(3, 1, 2), torch.linspace(0, 1, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=rf"backend: expected one that can serve.*{gpu.name}"):
+        ops.dp_step(state, state, state, times, backend=gpu.name)
