@@ -33,6 +33,8 @@ def check(backend: Runner, case: Case, seed: int) -> None:
     inputs = backend.draw(case, seed)
     truth = Truth(inputs)
     truth.check_step(backend.dp_step(inputs))
+    if backend.interpreted:
+        return  # slow, and test_ops_pieces.py compares the pieces with the step
     cost = backend.dp_cost(inputs)
     truth.check_costs(cost)
     parent = backend.dp_select(cost, case.reduce)[1]
@@ -42,11 +44,15 @@ def check(backend: Runner, case: Case, seed: int) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_the_truth(backend: Runner, case: Case, seed: int) -> None:
+    if backend.interpreted and case.layout != "contiguous" and case.dtype == torch.bfloat16:
+        pytest.skip("takes too long to be done for every combination")
     check(backend, case, seed)
 
 
 @pytest.mark.parametrize("draw", range(12))
 def test_agrees_with_the_truth_in_any_combination(backend: Runner, draw: int, seed: int) -> None:
+    if backend.interpreted and draw >= 4:
+        pytest.skip("takes too long to be done as often")
     case = random_case(seed)
     print(case)
     check(backend, case, seed)
@@ -79,7 +85,7 @@ def test_gives_the_numbers_worked_out_by_hand(backend: Runner) -> None:
 @pytest.mark.usefixtures("restore_threads")
 def test_agrees_with_the_truth_for_many_rows(backend: Runner, seed: int) -> None:
     """More rows than a kernel keeps at hand, the fewer the more threads share its scratch."""
-    if backend.name == "reference":
+    if backend.name == "reference" or backend.interpreted:
         pytest.skip("one pair at a time takes too long")
     inputs = backend.draw(Case(steps=300, samples=1, dims=(300,)), seed)
     torch.set_num_threads(32)

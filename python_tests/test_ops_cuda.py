@@ -105,6 +105,8 @@ def test_no_call_waits_for_the_device(gpu: Runner, seed: int) -> None:
 
 
 def test_more_steps_than_the_kernels_hold_are_refused(gpu: Runner) -> None:
+    if gpu.name != "native":
+        pytest.skip("it has no such limit")
     state = torch.zeros(1026, 1, 2, device="cuda")
     times = torch.linspace(0, 1, 1026, dtype=torch.float64, device="cuda")
     with pytest.raises(RuntimeError, match=r"at most .*1024.*got .*1025"):

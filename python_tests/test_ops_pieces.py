@@ -57,6 +57,9 @@ def test_step_is_cost_select_advance(backend: Runner, case: Case, seed: int) -> 
 def test_step_is_the_accumulation_of_chunks(
     backend: Runner, case: Case, chunk: int, seed: int
 ) -> None:
+    rare = chunk != 3 or case.mask != "none"
+    if backend.interpreted and rare and case.dims != (5000,):
+        pytest.skip("takes too long to be done for every case")
     inputs = backend.draw(case, seed)
     next_state, cost, parent = backend.dp_step(inputs)
     state, best_cost, best_parent = backend.dp_accumulate(inputs, chunk)
@@ -142,6 +145,8 @@ def test_the_inputs_are_not_changed(backend: Runner, seed: int) -> None:
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 def test_the_number_of_threads_changes_no_bit(backend: Runner, reduce: str, seed: int) -> None:
+    if backend.interpreted:
+        pytest.skip("interpreted in one thread")
     inputs = backend.draw(Case(12, 3, (6000,), reduce=reduce), seed)
     torch.set_num_threads(1)
     expected = everything(backend, inputs)
@@ -153,6 +158,8 @@ def test_the_number_of_threads_changes_no_bit(backend: Runner, reduce: str, seed
 
 @pytest.mark.parametrize("draw", range(4))
 def test_a_second_run_changes_no_bit(backend: Runner, draw: int, seed: int) -> None:
+    if backend.interpreted and draw >= 1:
+        pytest.skip("takes too long to be done as often")
     inputs = backend.draw(random_case(seed), seed)
     for a, b in zip(everything(backend, inputs), everything(backend, inputs), strict=True):
         assert same_bits(a, b)

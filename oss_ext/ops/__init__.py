@@ -17,15 +17,18 @@ synchronisation, and bad values are undefined behaviour.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from oss_ext.ops import native, reference, schema
+from oss_ext.ops import native, reference, schema, triton
 from oss_ext.ops.backend import Backend
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (native.BACKEND, reference.BACKEND)}
+BACKENDS: dict[str, Backend] = {
+    b.name: b for b in (native.BACKEND, triton.BACKEND, reference.BACKEND)
+}
 """Every backend by name, fastest first: the order in which the dispatcher prefers them."""
 
 
@@ -33,6 +36,20 @@ def serving(device: torch.device | str = "cpu") -> Backend:
     """The backend that ``torch.ops.oss`` uses for tensors on ``device``."""
     device = torch.device(device)
     return next(b for b in BACKENDS.values() if b.why_not(device) is None)
+
+
+def _on_cuda(op: str) -> Callable[..., Any]:
+    def kernel(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return serving(tensor.device).operators[op](tensor, *args, **kwargs)
+
+    return kernel
+
+
+# Registering twice would replace the native kernels without a word. What serves depends on the
+# card, and is only asked when a tensor comes from one.
+if not native.build_info().get("cuda"):
+    for _name in schema.SCHEMAS:
+        schema.library.impl(_name, _on_cuda(_name), "CUDA")
 
 
 def _call(op: str, backend: str | None, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:

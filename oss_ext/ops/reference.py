@@ -13,17 +13,10 @@ from torch import Tensor
 from oss_ext.ops import schema
 from oss_ext.ops.backend import Backend
 
-LOG_FLOOR = 2.0**-126  # the smallest normal float32: log_mean must not see log(0)
-
 
 def candidate(state: Tensor, velocity: Tensor, times: Tensor, source: int, target: int) -> Tensor:
     """``z[i] + (t[j] - t[i]) v[i]`` for every sample, [B, *dims] in float64."""
     return state[source].double() + (times[target] - times[source]) * velocity[source].double()
-
-
-def check_times(op: str, times: Tensor) -> None:
-    increasing = bool(times.isfinite().all()) and bool((times.diff() > 0).all())
-    schema.expect(increasing, op, "times", "finite, strictly increasing values", times.tolist())
 
 
 def live_sources(state: Tensor, source_mask: Tensor | None) -> Tensor:
@@ -42,7 +35,7 @@ def dp_cost(
     source_mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     schema.check_step("dp_cost", state, velocity, teacher, times, source_mask)
-    check_times("dp_cost", times)
+    schema.check_times("dp_cost", times)
     rows, samples = state.shape[:2]
     live = live_sources(state, source_mask)
     cost = state.new_full((rows, rows, samples), torch.inf, dtype=torch.float64)
@@ -61,7 +54,7 @@ def objective(cost: Tensor, reduce: str) -> Tensor:
     finite = cost.isfinite()
     if reduce == "none":
         return torch.where(finite, cost, torch.inf)
-    values = cost.clamp(min=LOG_FLOOR).log() if reduce == "log_mean" else cost
+    values = cost.clamp(min=schema.LOG_FLOOR).log() if reduce == "log_mean" else cost
     mean = values.mean(dim=-1, keepdim=True)
     return torch.where(finite.all(dim=-1, keepdim=True), mean, torch.inf)
 
@@ -84,12 +77,9 @@ def dp_advance(state: Tensor, velocity: Tensor, times: Tensor, parent: Tensor) -
     schema.check_state("dp_advance", state, times)
     schema.check_velocity("dp_advance", "velocity", velocity, state, state.shape[0])
     schema.check_parent("dp_advance", parent, state)
-    check_times("dp_advance", times)
+    schema.check_times("dp_advance", times)
     rows, samples = state.shape[:2]
-    target_of = torch.arange(rows, device=parent.device)[:, None]
-    valid = bool(((parent == -1) | ((parent > target_of) & (parent < rows))).all())
-    expected = f"-1 or a source above the target and at most {rows - 1}"
-    schema.expect(valid, "dp_advance", "parent", expected, parent.tolist())
+    schema.check_parent_values("dp_advance", parent)
     next_state = state.clone(memory_format=torch.contiguous_format)
     for j, sources in enumerate(parent.expand(rows, samples).tolist()):
         for b, i in enumerate(sources):
@@ -106,7 +96,7 @@ def dp_step(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     schema.check_reduce("dp_step", reduce)
     schema.check_step("dp_step", state, velocity, teacher, times, source_mask)
-    check_times("dp_step", times)
+    schema.check_times("dp_step", times)
     cost = dp_cost(state, velocity, teacher, times, source_mask=source_mask)
     best_cost, parent = dp_select(cost, reduce)
     next_state = dp_advance(state, velocity, times, parent)
@@ -122,10 +112,8 @@ def dp_accumulate_(
         "dp_accumulate_", state, velocity_chunk, first_source, teacher, times, best_cost,
         best_parent, source_mask, reduce,
     )  # fmt: skip
-    check_times("dp_accumulate_", times)
-    reached = int(best_parent.max())
-    expected = f"chunks in ascending order, so above {reached}"
-    schema.expect(reached < first_source, "dp_accumulate_", "first_source", expected, first_source)
+    schema.check_times("dp_accumulate_", times)
+    schema.check_chunk_order("dp_accumulate_", best_parent, first_source)
     live = live_sources(state, source_mask)
     stop = first_source + velocity_chunk.shape[0]
     for j in range(stop - 1):  # upwards: target j reads sources above j only, so in place is safe

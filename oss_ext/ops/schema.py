@@ -16,6 +16,7 @@ from torch import Tensor
 REDUCTIONS = ("none", "mean", "log_mean")
 STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
+LOG_FLOOR = 2.0**-126  # the smallest normal float32: log_mean must not see log(0)
 
 SCHEMAS = {
     "dp_step": "(Tensor state, Tensor velocity, Tensor teacher, Tensor times, *, "
@@ -169,6 +170,28 @@ def check_accumulate(
             op, name, f"{dtype} of shape {shape} on {state.device} (reduce={reduce!r})",
             _is(tensor),
         )  # fmt: skip
+
+
+# Checks of values. On a GPU each would cost a synchronisation.
+
+
+def check_times(op: str, times: Tensor) -> None:
+    increasing = bool(times.isfinite().all()) and bool((times.diff() > 0).all())
+    expect(increasing, op, "times", "finite, strictly increasing values", times.tolist())
+
+
+def check_parent_values(op: str, parent: Tensor) -> None:
+    rows = len(parent)
+    target_of = torch.arange(rows, device=parent.device)[:, None]
+    valid = bool(((parent == -1) | ((parent > target_of) & (parent < rows))).all())
+    expected = f"-1 or a source above the target and at most {rows - 1}"
+    expect(valid, op, "parent", expected, parent.tolist())
+
+
+def check_chunk_order(op: str, best_parent: Tensor, first_source: int) -> None:
+    reached = int(best_parent.max())
+    expected = f"chunks in ascending order, so above {reached}"
+    expect(reached < first_source, op, "first_source", expected, first_source)
 
 
 def cost_dtype(state: Tensor) -> torch.dtype:

@@ -1,0 +1,231 @@
+"""What only the Triton backend has: an interpreter, tiles, groups of samples, a compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import SEED
+from op_cases import DTYPES, Case, Inputs, Runner, same_bits
+from op_truth import Truth
+from oss_ext import ops
+from oss_ext.ops import triton as backend
+from oss_ext.ops.schema import LOG_FLOOR
+
+HERE = Path(__file__).parent
+MATRIX = ["correctness", "rules", "pieces", "arguments", "triton"]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+RUNNER = Runner("triton", "cpu")
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs with TRITON_INTERPRET=1")
+compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+@compiled
+def test_the_interpreted_kernels_pass_the_matrix() -> None:
+    """In a process of its own: triton is interpreted if the variable is set when it is loaded."""
+    tests = [str(HERE / f"test_ops_{name}.py") for name in MATRIX]
+    result = run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow",
+        "-k", "triton-cpu or interpreted", *tests, TRITON_INTERPRET="1", OSS_TEST_SEED=str(SEED),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout
+
+
+@compiled
+def test_importing_the_package_does_not_import_triton() -> None:
+    code = "import sys, oss_ext; assert 'triton' not in sys.modules"
+    result = run("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+@compiled
+def test_the_backend_says_why_it_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    why_not = ops.BACKENDS["triton"].why_not
+    assert "TRITON_INTERPRET=1" in (why_not(torch.device("cpu")) or "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, known in (((7, 5), True), ((8, 0), False), ((9, 0), False), ((12, 0), False)):
+        monkeypatch.setattr(backend, "_capability", lambda index, found=capability: found)
+        assert ("sm_75" in (why_not(torch.device("cuda")) or "")) == known
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert why_not(torch.device("cuda")) == "triton is not installed"
+
+
+@compiled
+@pytest.mark.skipif(ops.native.build_info().get("cuda", False), reason="native kernels serve CUDA")
+def test_cuda_tensors_go_to_the_fastest_backend_that_can_serve() -> None:
+    for name in ops.schema.SCHEMAS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"oss::{name}", "CUDA")
+
+
+def everything(inputs: Inputs) -> list[torch.Tensor]:
+    chunk = len(inputs.state) // 2 + 1
+    return [*RUNNER.dp_step(inputs), *RUNNER.dp_accumulate(inputs, chunk)]
+
+
+def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert all(same_bits(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@interpreted
+def test_interpreted_tiles_change_no_bit(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    kernels: Any = backend._kernels()
+    inputs = RUNNER.draw(Case(18, 1, (45,), mask="rows"), seed)
+    expected = everything(inputs)
+    for tile in kernels.CONFIGS:
+        monkeypatch.setattr(kernels.pair_sums, "configs", [tile])
+        assert_same(everything(inputs), expected)
+
+
+@interpreted
+@pytest.mark.parametrize("reduce", ["none", "log_mean"])
+def test_interpreted_groups_of_samples_change_no_bit(
+    reduce: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    inputs = RUNNER.draw(Case(8, 3, (5,), mask="samples", reduce=reduce), seed)
+    expected = everything(inputs)
+    monkeypatch.setattr(backend, "WORKSPACE", 8 * 2 * 64)
+    assert_same(everything(inputs), expected)
+
+
+@interpreted
+@pytest.mark.parametrize("splits", [1, 2])
+def test_interpreted_splits_of_several_blocks_agree(
+    splits: int, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(backend, "MAX_SPLITS", splits)
+    inputs = RUNNER.draw(Case(1, 1, (1500,)), seed)
+    wide = {
+        name: getattr(inputs, name).repeat(1, 1, 3) for name in ("state", "velocity", "teacher")
+    }
+    inputs = dataclasses.replace(inputs, **wide)
+    Truth(inputs).check_step(RUNNER.dp_step(inputs))
+
+
+# Ahead of time: what a kernel's arguments are for a given kind of call.
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+}
+
+
+def arguments(kernel: str, state: str, velocity: str, dims: int) -> dict[str, Any]:
+    """Types of all arguments, and the values of those that are known to the compiler."""
+    strides = ("i64",) * (2 + dims) if dims > 1 else ("i64", "i64", 1)
+    tensors = {"state": state, "velocity": velocity, "times": "*fp64"}
+    common = {"sizes": ("i32",) * dims, "first": "i32", "splits": "i32", "elements": "i32"}
+    pair, triple = ("i32", "i32"), ("i32", "i32", "i32")
+    cells = {"count": "i32", "width": "i32", "CELLS": backend.CELLS}
+    return {
+        "pair_sums": tensors | common | {
+            "sums": "*fp64", "teacher": state, "live": "*i1", "wanted": None, "stop": "i32",
+            "state_strides": strides, "velocity_strides": strides, "teacher_strides": strides,
+            "live_strides": pair, "EVEN": False,
+        },
+        "join": common | cells | {
+            "cost": "*fp64", "sums": "*fp64", "live": "*i1",
+            "cost_strides": triple, "live_strides": pair,
+        },
+        "add_terms": cells | {
+            "objective": "*fp64", "cost": "*fp64", "cost_strides": triple, "samples": "i32",
+            "LOG": True, "FLOOR": LOG_FLOOR,
+        },
+        "select": {
+            "score": "*fp64", "parent": "*i64", "cost": "*fp64", "score_strides": pair,
+            "parent_strides": pair, "cost_strides": triple, "first": "i32", "count": "i32",
+            "rows": "i32", "SOURCES": 32, "TARGETS": 32,
+        },
+        "advance": tensors | common | {
+            "next_state": state, "parent": "*i64", "next_strides": strides,
+            "state_strides": strides, "velocity_strides": strides, "parent_strides": pair,
+            "rows": "i32", "run": "i32", "IN_PLACE": True, "ELEMENTS": 512,
+        },
+    }[kernel]  # fmt: skip
+
+
+def spilled(
+    kernel: str, given: dict[str, Any], architecture: int, folder: Path, warps: int = 4
+) -> int:
+    """Bytes of stack and local memory that a kernel takes when compiled for an architecture."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function: Any = getattr(backend._kernels(), kernel)
+    while not isinstance(function, triton.JITFunction):
+        function = function.fn
+    constants: dict[tuple[int, ...], Any] = {}
+
+    def kind(value: Any, *at: int) -> Any:
+        if isinstance(value, tuple):
+            return tuple(kind(part, *at, k) for k, part in enumerate(value))
+        if isinstance(value, str):
+            return value
+        constants[at] = value
+        return "constexpr"
+
+    signature = {name: kind(given[name], place) for place, name in enumerate(function.arg_names)}
+    built = triton.compile(
+        ASTSource(function, signature, constants),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": warps, "enable_fp_fusion": False},
+    )
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(built.asm["cubin"])
+    dump = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+    usage = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    found = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    print(f"{kernel} sm_{architecture}: {found}")
+    return found["STACK"] + found["LOCAL"]
+
+
+def call(state: torch.dtype, velocity: torch.dtype, dims: int) -> tuple[str, str, int]:
+    return TYPES[state], TYPES[velocity], dims
+
+
+USUAL = call(torch.float32, torch.float32, 1)
+CALLS = [
+    pytest.param(USUAL, id="float32"),
+    *(
+        pytest.param(call(*dtypes, dims), id=f"{dtypes} {dims} dims", marks=pytest.mark.slow)
+        for dtypes in DTYPES
+        for dims in (1, 3)
+        if call(*dtypes, dims) != USUAL
+    ),
+]
+
+
+@compiled
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("given", CALLS)
+def test_compiled_kernels_keep_to_their_registers(
+    given: tuple[str, str, int], architecture: int, tmp_path: Path
+) -> None:
+    """No GPU is needed to compile."""
+    for config in backend._kernels().CONFIGS:
+        for wanted in (None, "*i64"):
+            tile = arguments("pair_sums", *given) | config.kwargs | {"wanted": wanted}
+            assert not spilled("pair_sums", tile, architecture, tmp_path, config.num_warps), tile
+    for kernel in ("join", "add_terms", "select", "advance"):
+        assert not spilled(kernel, arguments(kernel, *given), architecture, tmp_path), kernel
