@@ -149,7 +149,7 @@ class Figures:
     right_parents: float
 
     def row(self) -> str:
-        ms = spread([1e3 * s for s in self.seconds], ".3g")
+        ms = spread([1e3 * s for s in self.seconds], ".0f" if max(self.seconds) > 0.5 else ".3g")
         ratio = "" if self.method == OURS else spread(self.speedup, ".1f")
         share = f"{100 * statistics.median(self.peak_share):.0f} %"
         extra, right = f"{self.extra_bytes / 2**20:.1f}", f"{100 * self.right_parents:.2f} %"

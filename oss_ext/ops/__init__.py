@@ -59,7 +59,10 @@ def _call(op: str, backend: str | None, tensor: Tensor, *args: Any, **kwargs: An
     schema.expect(backend in BACKENDS, op, "backend", f"one of {known}", repr(backend))
     chosen = BACKENDS[backend]
     reason = chosen.why_not(tensor.device)
-    schema.expect(reason is None, op, "backend", "one that can serve", f"{backend!r}: {reason}")
+    if reason is not None:
+        able = ", ".join(n for n, b in BACKENDS.items() if b.why_not(tensor.device) is None)
+        expected = f"one that can serve {tensor.device} ({able})"
+        schema.expect(False, op, "backend", expected, f"{backend!r}: {reason}")
     return chosen.operators[op](tensor, *args, **kwargs)
 
 
