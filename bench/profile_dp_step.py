@@ -19,8 +19,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from bench_dp_step import DTYPES, MAIN, SIZES, Size, trajectory
 from machine import METERS, FmaPeak, configuration, gpu_floors
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def floors(size: Size, itemsize: int, peak: float, copy: float | None) -> list[str]:
     """The least that a step can take: reading for the costs, arithmetic, then the advance."""
@@ -45,7 +43,7 @@ def main() -> None:
     parser.add_argument("--elements", type=int, help="D")
     parser.add_argument("--samples", type=int, default=1, help="B")
     parser.add_argument("--calls", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=RESULTS / "profile.json")
+    parser.add_argument("--out", type=Path, default=Path("out/profile.json"))
     options = parser.parse_args()
     device: str = options.device
     main_size = MAIN[device]

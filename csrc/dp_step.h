@@ -160,6 +160,40 @@ class Checker {
       shape("source_mask", *mask, {state.size(0)}, "[N+1] or [N+1, B]");
   }
 
+  // The arguments that dp_step and dp_cost share.
+  void step(const Tensor& state, const Tensor& velocity, const Tensor& teacher, const Tensor& times,
+            const std::optional<Tensor>& mask) const {
+    this->state(state);
+    this->velocity("velocity", velocity, state, state.size(0));
+    this->teacher(teacher, state);
+    this->times(times, state);
+    source_mask(mask, state);
+  }
+
+  // Those of dp_advance.
+  void advance(const Tensor& state, const Tensor& velocity, const Tensor& times,
+               const Tensor& parent) const {
+    this->state(state);
+    this->velocity("velocity", velocity, state, state.size(0));
+    this->times(times, state);
+    this->parent(parent, state);
+  }
+
+  // Those of dp_accumulate_; gives the reduction.
+  Reduction accumulate(const Tensor& state, const Tensor& velocity, int64_t first_source,
+                       const Tensor& teacher, const Tensor& times, const Tensor& best_cost,
+                       const Tensor& best_parent, const std::optional<Tensor>& mask,
+                       const std::string& reduce) const {
+    this->state(state);
+    chunk(velocity, first_source, state);
+    this->teacher(teacher, state);
+    this->times(times, state);
+    source_mask(mask, state);
+    const Reduction reduced = reduction(reduce);
+    best(best_cost, best_parent, state, reduced != Reduction::none);
+    return reduced;
+  }
+
   // The velocities of sources first_source ... of dp_accumulate_.
   void chunk(const Tensor& tensor, int64_t first_source, const Tensor& state) const {
     if (tensor.dim() < 1 || tensor.size(0) < 1)

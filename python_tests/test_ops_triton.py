@@ -18,6 +18,7 @@ from conftest import SEED
 from op_cases import DTYPES, Case, Inputs, Runner, same_bits
 from op_truth import Truth
 from oss_ext import ops
+from oss_ext.ops import backend as cards
 from oss_ext.ops import triton as backend
 from oss_ext.ops.schema import LOG_FLOOR
 
@@ -64,7 +65,7 @@ def test_the_backend_says_why_it_cannot_serve(monkeypatch: pytest.MonkeyPatch) -
     assert "TRITON_INTERPRET=1" in (why_not(torch.device("cpu")) or "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability, known in (((7, 5), True), ((8, 0), False), ((9, 0), False), ((12, 0), False)):
-        monkeypatch.setattr(backend, "_capability", lambda index, found=capability: found)
+        monkeypatch.setattr(cards, "_capability", lambda index, found=capability: found)
         assert ("sm_75" in (why_not(torch.device("cuda")) or "")) == known
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert why_not(torch.device("cuda")) == "triton is not installed"

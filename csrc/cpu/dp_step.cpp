@@ -137,11 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& ve
                                            const std::optional<Tensor>& source_mask,
                                            const std::string& reduce) {
   const Checker check("dp_step", state);
-  check.state(state);
-  check.velocity("velocity", velocity, state, state.size(0));
-  check.teacher(teacher, state);
-  check.times(times, state);
-  check.source_mask(source_mask, state);
+  check.step(state, velocity, teacher, times, source_mask);
   Problem p = make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
   p.reduce = check.reduction(reduce);
 
@@ -164,11 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& ve
 Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teacher,
                const Tensor& times, const std::optional<Tensor>& source_mask) {
   const Checker check("dp_cost", state);
-  check.state(state);
-  check.velocity("velocity", velocity, state, state.size(0));
-  check.teacher(teacher, state);
-  check.times(times, state);
-  check.source_mask(source_mask, state);
+  check.step(state, velocity, teacher, times, source_mask);
   const Problem p =
       make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
 
@@ -204,10 +196,7 @@ std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& redu
 Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& times,
                   const Tensor& parent) {
   const Checker check("dp_advance", state);
-  check.state(state);
-  check.velocity("velocity", velocity, state, state.size(0));
-  check.times(times, state);
-  check.parent(parent, state);
+  check.advance(state, velocity, times, parent);
   const Problem p = make_problem(check, state, "velocity", velocity, state, times, std::nullopt, 0);
 
   const Matrix<int64_t> given(parent);
@@ -231,14 +220,9 @@ void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_s
                     const Tensor& best_parent, const std::optional<Tensor>& source_mask,
                     const std::string& reduce) {
   const Checker check("dp_accumulate_", state);
-  check.state(state);
+  const Reduction reduction = check.accumulate(state, velocity, first_source, teacher, times,
+                                               best_cost, best_parent, source_mask, reduce);
   const int64_t rows = state.size(0);
-  check.chunk(velocity, first_source, state);
-  check.teacher(teacher, state);
-  check.times(times, state);
-  check.source_mask(source_mask, state);
-  const Reduction reduction = check.reduction(reduce);
-  check.best(best_cost, best_parent, state, reduction != Reduction::none);
   Problem p = make_problem(check, state, "velocity_chunk", velocity, teacher, times, source_mask,
                            first_source);
   p.reduce = reduction;

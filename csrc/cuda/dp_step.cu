@@ -61,7 +61,7 @@ Device describe(const Checker& check, int index) {
     if (major < 8)
       check.error("the CUDA kernels need compute capability 8.0 or later, this device has ", major,
                   ".", minor, "; backend='reference' serves it, slowly");
-    device = {count, 10 * major + minor};
+    device = {count};
   }
   return device;
 }
@@ -163,11 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& ve
                                            const std::optional<Tensor>& source_mask,
                                            const std::string& reduce) {
   const Checker check("dp_step", state);
-  check.state(state);
-  check.velocity("velocity", velocity, state, state.size(0));
-  check.teacher(teacher, state);
-  check.times(times, state);
-  check.source_mask(source_mask, state);
+  check.step(state, velocity, teacher, times, source_mask);
   Problem p = make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
   p.reduce = check.reduction(reduce);
 
@@ -185,11 +181,7 @@ std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& ve
 Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teacher,
                const Tensor& times, const std::optional<Tensor>& source_mask) {
   const Checker check("dp_cost", state);
-  check.state(state);
-  check.velocity("velocity", velocity, state, state.size(0));
-  check.teacher(teacher, state);
-  check.times(times, state);
-  check.source_mask(source_mask, state);
+  check.step(state, velocity, teacher, times, source_mask);
   const Problem p =
       make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
   Gpu gpu(check, state);
@@ -215,17 +207,14 @@ std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& redu
 Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& times,
                   const Tensor& parent) {
   const Checker check("dp_advance", state);
-  check.state(state);
-  check.velocity("velocity", velocity, state, state.size(0));
-  check.times(times, state);
-  check.parent(parent, state);
+  check.advance(state, velocity, times, parent);
   const Problem p = make_problem(check, state, "velocity", velocity, state, times, {}, 0);
   Gpu gpu(check, state);
   Tensor next = gpu.make(std::vector<int64_t>(state.sizes().begin(), state.sizes().end()));
   const Tensor3 to = view_rows(check, "next_state", next);
-  for (int64_t first = 0; first < p.samples; first += kMaxSamplesPerLaunch)
-    advance(gpu, p, parents_of(parent), to, first,
-            std::min<int64_t>(kMaxSamplesPerLaunch, p.samples - first), false);
+  in_groups(p.samples, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
+    advance(gpu, p, parents_of(parent), to, first, count, false);
+  });
   return next;
 }
 
@@ -234,13 +223,8 @@ void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_s
                     const Tensor& best_parent, const std::optional<Tensor>& source_mask,
                     const std::string& reduce) {
   const Checker check("dp_accumulate_", state);
-  check.state(state);
-  check.chunk(velocity, first_source, state);
-  check.teacher(teacher, state);
-  check.times(times, state);
-  check.source_mask(source_mask, state);
-  const Reduction reduction = check.reduction(reduce);
-  check.best(best_cost, best_parent, state, reduction != Reduction::none);
+  const Reduction reduction = check.accumulate(state, velocity, first_source, teacher, times,
+                                               best_cost, best_parent, source_mask, reduce);
   Problem p = make_problem(check, state, "velocity_chunk", velocity, teacher, times, source_mask,
                            first_source);
   p.reduce = reduction;

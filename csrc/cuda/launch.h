@@ -1,7 +1,7 @@
 // How a step is cut into thread blocks: a pure function of the problem and the device, without CUDA
 // headers, so that it is tested where there is no GPU.
 //
-// The cost pass cuts the triangle of (source, target) pairs into square tiles and the elements into
+// The cost pass cuts the triangle of (source, target) pairs into tiles and the elements into
 // splits; a block computes one tile over one split. The sums of the splits are added in order, so
 // the splits decide the bits of a cost: they depend on the shape and the device only, never on the
 // number of samples, the reduction, or the chunk of sources that a call brings.
@@ -44,11 +44,10 @@ constexpr int kFlushChunks = 256;
 
 constexpr int kSelectThreads = 128;
 constexpr int kAdvanceThreads = 128;
-constexpr int kMaxSamplesPerLaunch = 32768;  // of gridDim.z
+constexpr int64_t kMaxSamplesPerLaunch = 32768;  // of gridDim.z
 
 struct Device {
   int multiprocessors;
-  int compute_capability;  // 90 for 9.0
 };
 
 struct Plan {
@@ -101,8 +100,8 @@ inline Plan plan_cost(int64_t steps, int64_t samples, int64_t elements, const Ti
   plan.why = splits == wanted        ? "enough blocks to fill the device evenly"
              : splits == by_elements ? "a split is at least four chunks of elements"
                                      : "the sums of all splits fit the workspace";
-  const int64_t fitting = (kWorkspaceBytes / bytes - 1) / splits;
-  plan.samples = std::clamp<int64_t>(fitting, 1, std::min<int64_t>(samples, kMaxSamplesPerLaunch));
+  plan.samples =
+      std::clamp<int64_t>(by_memory / splits, 1, std::min(samples, kMaxSamplesPerLaunch));
   return plan;
 }
 

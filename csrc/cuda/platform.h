@@ -4,6 +4,10 @@
 
 #include "tensors.h"
 
+namespace oss::cuda {
+constexpr int kCopyBytes = 16;  // of copy_async
+}
+
 #if !defined(__CUDACC__)
 
 #include "tests/cuda_on_host.h"
@@ -22,8 +26,6 @@ OSS_DEVICE char* dynamic_shared() {
   extern __shared__ __align__(128) char oss_dynamic_shared[];
   return oss_dynamic_shared;
 }
-
-constexpr int kCopyBytes = 16;
 
 // Starts a copy of kCopyBytes, both addresses aligned to as many, from global to shared memory;
 // what is beyond the first `valid` bytes becomes zero.

@@ -37,8 +37,7 @@ struct CombineArgs {
   Reduction reduce;
   int64_t first_sample, samples;  // of this launch
   bool begin;                     // start from zero
-  int64_t end_source;
-  double* objective;  // [cells]
+  double* objective;              // [cells]
 };
 
 // Grid (blocks over targets, sources to compute).
@@ -99,7 +98,7 @@ struct SelectArgs {
   Offered offered;
   int64_t begin_source, end_source;
   int64_t first_sample;  // of blockIdx.y == 0
-  int64_t samples;       // that share a parent: 1 without a reduction
+  int64_t samples;       // all of them: with a reduction they share a parent
   Reduction reduce;
   bool more;     // the best so far is there already, from smaller sources
   Numbers best;  // the winner's own costs; written here without a reduction only
@@ -138,19 +137,23 @@ OSS_KERNEL void __launch_bounds__(kSelectThreads) select_kernel(const SelectArgs
 
   value = values[0];
   winner = sources[0];
+  const bool reduced = a.reduce != Reduction::none;
   double best = INFINITY;  // what is to be reached
   if (a.more && a.parents.at(j, sample) >= 0) {
-    best = a.reduce == Reduction::none ? a.best.get(j, sample) : 0;
-    for (int64_t b = 0; a.reduce != Reduction::none && b < a.samples; ++b)
-      best += objective_term(a.reduce, a.best.get(j, b));
-    if (a.reduce != Reduction::none) best /= static_cast<double>(a.samples);
+    if (!reduced) {
+      best = a.best.get(j, sample);
+    } else {
+      best = 0;
+      for (int64_t b = 0; b < a.samples; ++b) best += objective_term(a.reduce, a.best.get(j, b));
+      best /= static_cast<double>(a.samples);
+    }
   }
   const bool improved = winner >= 0 && value <= best;
   if (!improved && a.more) return;
   a.parents.at(j, sample) = winner;
-  if (a.reduce == Reduction::none) a.best.set(j, sample, value);
-  for (int64_t b = 0; a.reduce != Reduction::none && winner < 0 && b < a.samples; ++b)
-    a.best.set(j, b, INFINITY);
+  if (!reduced) a.best.set(j, sample, value);
+  if (reduced && winner < 0)
+    for (int64_t b = 0; b < a.samples; ++b) a.best.set(j, b, INFINITY);
 }
 
 // --- Costs to hand out ---

@@ -48,6 +48,13 @@ void with_types(DType state, DType velocity, const Body& body) {
   return body(float{}, float{});
 }
 
+// Runs body(first, count) over the samples, at most `at_once` at a time.
+template <class Body>
+void in_groups(int64_t samples, int64_t at_once, const Body& body) {
+  for (int64_t first = 0; first < samples; first += at_once)
+    body(first, std::min(at_once, samples - first));
+}
+
 // The costs of all pairs, a group of samples at a time.
 template <class Gpu>
 class Costs {
@@ -90,12 +97,11 @@ class Costs {
   // The winners' own costs, after a reduction.
   void of_parents(const Parents& parents, const Numbers& best) {
     with_types(p_.state.rows.dtype, p_.velocity.rows.dtype, [&](auto z, auto v) {
-      for (int64_t first = 0; first < p_.samples; first += kMaxSamplesPerLaunch) {
-        const int64_t count = std::min<int64_t>(kMaxSamplesPerLaunch, p_.samples - first);
+      in_groups(p_.samples, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
         gpu_.launch(pair_cost_kernel<decltype(z), decltype(v)>, Grid{p_.end_source - 1, 1, count},
                     kPairThreads, plan_.splits * static_cast<int64_t>(sizeof(double)),
                     PairCostArgs{args(first), parents, best});
-      }
+      });
     });
   }
 
@@ -141,10 +147,6 @@ void step(Gpu& gpu, const Problem& p, const Numbers& best, const Parents& parent
           const Tensor3& next, bool more) {
   Costs<Gpu> costs(gpu, p);
   const int64_t targets = more ? p.end_source - 1 : p.steps + 1;
-  const auto in_groups = [&](const auto& body) {
-    for (int64_t first = 0; first < p.samples; first += costs.group())
-      body(first, std::min(costs.group(), p.samples - first));
-  };
   const auto select = [&](const auto& offered, int64_t first, int64_t columns) {
     using Offered = std::decay_t<decltype(offered)>;
     gpu.launch(select_kernel<Offered>, Grid{targets, columns}, kSelectThreads, kSelectShared,
@@ -153,7 +155,7 @@ void step(Gpu& gpu, const Problem& p, const Numbers& best, const Parents& parent
   };
 
   if (p.reduce == Reduction::none) {
-    in_groups([&](int64_t first, int64_t count) {
+    in_groups(p.samples, costs.group(), [&](int64_t first, int64_t count) {
       costs.compute(first, count);
       select(OfferedBySample{costs.sums(), p.mask, first}, first, count);
       advance(gpu, p, parents, next, first, count, more);
@@ -162,18 +164,17 @@ void step(Gpu& gpu, const Problem& p, const Numbers& best, const Parents& parent
   }
   double* const objective =
       static_cast<double*>(gpu.allocate(costs.cells() * static_cast<int64_t>(sizeof(double))));
-  in_groups([&](int64_t first, int64_t count) {
+  in_groups(p.samples, costs.group(), [&](int64_t first, int64_t count) {
     costs.compute(first, count);
     const Grid grid{ceil_div(p.end_source - 1, kSelectThreads), p.end_source - p.begin_source};
     gpu.launch(combine_kernel, grid, kSelectThreads, 0,
-               CombineArgs{costs.sums(), p.mask, p.reduce, first, count, first == 0, p.end_source,
-                           objective});
+               CombineArgs{costs.sums(), p.mask, p.reduce, first, count, first == 0, objective});
   });
   select(OfferedTogether{objective, p.begin_source, p.samples}, 0, 1);
   costs.of_parents(parents, best);
-  for (int64_t first = 0; first < p.samples; first += kMaxSamplesPerLaunch)
-    advance(gpu, p, parents, next, first,
-            std::min<int64_t>(kMaxSamplesPerLaunch, p.samples - first), more);
+  in_groups(p.samples, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
+    advance(gpu, p, parents, next, first, count, more);
+  });
 }
 
 // All costs, [N+1, N+1, B], inf where there is no pair or no live source.
@@ -181,12 +182,11 @@ template <class Gpu>
 void means(Gpu& gpu, const Problem& p, double* out) {
   Costs<Gpu> costs(gpu, p);
   const int64_t rows = p.steps + 1;
-  for (int64_t first = 0; first < p.samples; first += costs.group()) {
-    const int64_t count = std::min(costs.group(), p.samples - first);
+  in_groups(p.samples, costs.group(), [&](int64_t first, int64_t count) {
     costs.compute(first, count);
     gpu.launch(means_kernel, Grid{ceil_div(rows, kSelectThreads), rows, count}, kSelectThreads, 0,
                MeansArgs{costs.sums(), p.mask, first, p.samples, rows, out});
-  }
+  });
 }
 
 // The argmin over given costs.
@@ -194,12 +194,11 @@ template <class Gpu>
 void select_costs(Gpu& gpu, const OfferedCosts& costs, int64_t rows, const Numbers& best,
                   const Parents& parents) {
   const int64_t columns = costs.reduce == Reduction::none ? costs.samples : 1;
-  for (int64_t first = 0; first < columns; first += kMaxSamplesPerLaunch)
-    gpu.launch(select_kernel<OfferedCosts>,
-               Grid{rows, std::min<int64_t>(kMaxSamplesPerLaunch, columns - first)}, kSelectThreads,
-               kSelectShared,
+  in_groups(columns, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
+    gpu.launch(select_kernel<OfferedCosts>, Grid{rows, count}, kSelectThreads, kSelectShared,
                SelectArgs<OfferedCosts>{costs, 1, rows, first, costs.samples, costs.reduce, false,
                                         best, parents});
+  });
   if (costs.reduce == Reduction::none) return;
   gpu.launch(pick_kernel, Grid{costs.samples, ceil_div(rows, kSelectThreads)}, kSelectThreads, 0,
              PickArgs{costs, parents, best, rows});

@@ -195,8 +195,6 @@ inline char* dynamic_shared() {
   return reinterpret_cast<char*>((address + 127) / 128 * 128);
 }
 
-constexpr int kCopyBytes = 16;
-
 inline void copy_async(void* to, const void* from, int valid) {
   const uintptr_t bits = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
   if (bits % kCopyBytes != 0) {

@@ -48,8 +48,7 @@ def compile_kernels(nvcc: str) -> str:
 def readable(name: str) -> str:
     """``cost_kernel<float, float, true>`` from the linker's name."""
     done = subprocess.run(["c++filt", name], text=True, stdout=subprocess.PIPE, check=True)
-    plain = re.sub(r"oss::cuda::|^void |\(.*$", "", done.stdout.strip())
-    return plain
+    return re.sub(r"oss::cuda::|^void |\(.*$", "", done.stdout.strip())
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ synchronisation, and bad values are undefined behaviour.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +39,12 @@ def serving(device: torch.device | str = "cpu") -> Backend:
     return next(b for b in BACKENDS.values() if b.why_not(device) is None)
 
 
+_serving_card = functools.cache(serving)  # a card does not change, and asking takes time
+
+
 def _on_cuda(op: str) -> Callable[..., Any]:
     def kernel(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return serving(tensor.device).operators[op](tensor, *args, **kwargs)
+        return _serving_card(tensor.device).operators[op](tensor, *args, **kwargs)
 
     return kernel
 

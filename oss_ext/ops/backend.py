@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,3 +22,18 @@ class Backend:
     description: str
     operators: Mapping[str, Callable[..., Any]]
     why_not: Callable[[torch.device], str | None]
+
+
+@functools.cache
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def why_no_card(device: torch.device) -> str | None:
+    """Why GPU kernels cannot run on a CUDA device: all of them need sm_80 or newer."""
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    major, minor = _capability(device.index)
+    if major < 8:
+        return f"the kernels need a card of sm_80 or newer, this one is sm_{major}{minor}"
+    return None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from oss_ext.ops import schema
-from oss_ext.ops.backend import Backend
+from oss_ext.ops.backend import Backend, why_no_card
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -67,12 +67,7 @@ def _why_not(device: torch.device) -> str | None:
         return None
     if device.type != "cuda" or not build_info()["cuda"]:
         return f"this build of the native library has no kernels for {device.type}"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return f"its CUDA kernels need compute capability 8.0 or later, got {major}.{minor}"
-    return None
+    return why_no_card(device)
 
 
 # Where the library serves a device, its kernels are the ones that the dispatcher prefers there.

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.ops import schema
-from oss_ext.ops.backend import Backend
+from oss_ext.ops.backend import Backend, why_no_card
 
 WORKSPACE = 16 * 2**20
 SLABS = 5 * 2**20  # of one sample: all its splits together
@@ -40,11 +40,6 @@ def _kernels() -> ModuleType:
     return importlib.import_module("oss_ext.ops.triton_kernels")
 
 
-@functools.cache
-def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
-
-
 def _why_not(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -53,12 +48,7 @@ def _why_not(device: torch.device) -> str | None:
         if device.type == "cpu" and interpreted:
             return None
         return "Triton kernels run on CUDA tensors; on the CPU only with TRITON_INTERPRET=1"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    major, minor = _capability(device.index)
-    if (major, minor) < (8, 0):
-        return f"Triton kernels need a card of sm_80 or newer, this one is sm_{major}{minor}"
-    return None
+    return why_no_card(device)
 
 
 def _merged(*tensors: Tensor) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
