@@ -8,7 +8,7 @@ result = oss.search(model, teacher, steps=[5, 10])
 images = oss.sample(model, model.noise(8, seed=1), result.schedule(10))
 """
 
-from oss_ext import baselines, models, ops, solvers
+from oss_ext import baselines, models, noise, ops, solvers
 from oss_ext.evaluate import compare
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule, ScheduleError
@@ -25,6 +25,7 @@ __all__ = [
     "baselines",
     "compare",
     "models",
+    "noise",
     "ops",
     "sample",
     "search",

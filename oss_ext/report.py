@@ -26,7 +26,7 @@ def schedule_table(schedule: Schedule) -> str:
         made = f"{o.scope}, {o.aggregate or o.reduce}, {o.start} start, metric {o.metric}"
     lines = [
         f"{s.steps} steps, {s.method}: {made}",
-        f"model {s.model} ({s.model_hash}), path {s.path}, solver {s.solver}; "
+        f"model {s.model} ({s.model_hash}), path {s.path.name}, solver {s.solver}; "
         f"teacher {len(s.teacher_times) - 1} steps of {s.teacher_solver}",
     ]
     if s.samples:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from oss_ext.files import replacing
-from oss_ext.noise import PATHS, check_grid
+from oss_ext.noise import FlowPath, check_grid, path_from_dict
+from oss_ext.noise import Path as NoisePath
 from oss_ext.version import __version__
 
 FORMAT = "oss-schedule"
@@ -83,7 +84,8 @@ class Schedule:
         teacher_times: the teacher's grid, ascending.
         indices: the rows of the teacher's grid that ``times`` are, descending; None off the grid.
         model, model_hash: name and fingerprint of the model searched with.
-        path, solver, teacher_solver: names of noise path, student's and teacher's solver.
+        path: the model's noise path.
+        solver, teacher_solver: names of the student's and the teacher's solver.
         method: how the schedule was made, ``oss`` or a baseline's name.
         objective: what the search minimised; None for a schedule that was not searched.
         cost: mean squared error of the final state on the calibration samples, per element.
@@ -97,7 +99,7 @@ class Schedule:
     indices: tuple[int, ...] | None
     model: str
     model_hash: str
-    path: str = "flow"
+    path: NoisePath = FlowPath()
     solver: str = "euler"
     teacher_solver: str = "euler"
     method: str = "oss"
@@ -111,7 +113,7 @@ class Schedule:
         for name in ("model", "model_hash", "solver", "teacher_solver", "method",
                      "package_version"):  # fmt: skip
             _expect(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
-        _expect(self.path in PATHS, "path", f"one of {tuple(PATHS)}", self.path)
+        _expect(isinstance(self.path, NoisePath), "path", "a path of oss_ext.noise", self.path)
         for name in ("samples", "search_nfe"):
             value = getattr(self, name)
             _expect(type(value) is int and value >= 0, name, "a whole number >= 0", value)
@@ -165,21 +167,32 @@ class Schedule:
 
     @property
     def sigmas(self) -> tuple[float, ...]:
-        """The times as the model's hosts count noise, descending, the final one included."""
-        values = PATHS[self.path].sigmas(torch.tensor(self.times, dtype=torch.float64))
+        """The times as the model's hosts count noise, descending, the final one included.
+
+        ``t`` on a flow path, else ``beta / alpha``, which is infinite at pure noise.
+        """
+        values = self.path.sigmas(torch.tensor(self.times, dtype=torch.float64))
+        return tuple(values.tolist())
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """What the network is told at each of the ``steps`` evaluations."""
+        values = self.path.model_times(torch.tensor(self.times[:-1], dtype=torch.float64))
         return tuple(values.tolist())
 
     @property
     def initial_scale(self) -> float:
         """``alpha + beta`` at the first time: model coordinates start from this times x[N]."""
-        alpha, beta = PATHS[self.path].alpha_beta(torch.tensor(self.times[0], dtype=torch.float64))
+        alpha, beta = self.path.alpha_beta(torch.tensor(self.times[0], dtype=torch.float64))
         return float(alpha + beta)
 
     def to_json(self) -> str:
         """The file's text: the attributes, what derives from them, and a checksum over both."""
         body: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        body |= asdict(self)
-        body |= {"steps": self.steps, "sigmas": self.sigmas, "initial_scale": self.initial_scale}
+        body |= asdict(self) | {"path": self.path.to_dict()}
+        # What other programs want; JSON has no infinity, which pure noise on a VP path is.
+        sigmas = [sigma if math.isfinite(sigma) else None for sigma in self.sigmas]
+        body |= {"steps": self.steps, "sigmas": sigmas, "initial_scale": self.initial_scale}
         return json.dumps(body | {"checksum": _checksum(body)}, indent=1) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -208,6 +221,10 @@ class Schedule:
             if field.name not in body:
                 raise ScheduleError(f"{field.name}: missing")
             given[field.name] = body[field.name]
+        try:
+            given["path"] = path_from_dict(given["path"])
+        except ValueError as error:
+            raise ScheduleError(str(error)) from None
         if isinstance(given["objective"], dict):
             try:
                 given["objective"] = Objective(**given["objective"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.noise import check_grid
+from oss_ext.noise import Path, check_grid
 from oss_ext.progress import progress_bar
 from oss_ext.schedule import Schedule
 
@@ -25,7 +25,8 @@ class Trajectory:
     Attributes:
         times: ``[N+1]`` float64 on the CPU, strictly increasing.
         states: ``[N+1, B, *dims]``; ``states[N]`` is the initial noise.
-        model, model_hash, path, solver: what made it, by name and fingerprint.
+        model, model_hash, solver: what made it, by name and fingerprint.
+        path: the model's noise path.
         data_range: R of the PSNR: the model's, or the range of the final states.
         block: rows per model call.
         nfe: model evaluations per sample.
@@ -36,7 +37,7 @@ class Trajectory:
     states: Tensor
     model: str
     model_hash: str
-    path: str
+    path: Path
     solver: str
     data_range: float
     block: int
@@ -109,6 +110,7 @@ def teacher(
     """
     model.check_noise(noise)
     grid = check_grid(model.times(steps) if times is None else times)
+    model.path.check_span(grid[1:])
     start, samples = time.perf_counter(), len(noise)
     # The search compares in float32 or better whatever precision the model runs in.
     dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
@@ -127,7 +129,7 @@ def teacher(
         states=states,
         model=model.name,
         model_hash=model.fingerprint(),
-        path=model.path.name,
+        path=model.path,
         solver=solver,
         data_range=model.data_range or float(final.max() - final.min()),
         block=evaluator.block,

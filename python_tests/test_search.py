@@ -110,7 +110,7 @@ def test_a_searched_schedule_carries_its_origin() -> None:
     result = oss.search(model, trajectory, 3, start="pinned")
     schedule = result.schedule(3)
     assert (schedule.model, schedule.model_hash) == (model.name, model.fingerprint())
-    assert (schedule.method, schedule.solver, schedule.path) == ("oss", "euler", "flow")
+    assert (schedule.method, schedule.solver, schedule.path.name) == ("oss", "euler", "flow")
     assert schedule.samples == SAMPLES
     n = trajectory.steps
     assert result.nfe == 1 + (n - 1) + (n - 2)

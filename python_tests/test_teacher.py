@@ -45,7 +45,7 @@ def test_a_trajectory_says_what_made_it() -> None:
     assert torch.equal(trajectory.states[-1], noise)
     assert torch.equal(trajectory.final, trajectory.states[0])
     assert (trajectory.model, trajectory.model_hash) == (model.name, model.fingerprint())
-    assert (trajectory.path, trajectory.solver) == ("flow", "euler")
+    assert (trajectory.path.name, trajectory.solver) == ("flow", "euler")
     assert (trajectory.data_range, trajectory.block, trajectory.nfe) == (5.0, 2, 7)
     assert trajectory.seconds > 0
     assert {len(call.t) for call in calls} == {2}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.noise import PATHS, Path, flow_grid
+from oss_ext.noise import FlowPath, Path
 
 
 class Model(abc.ABC):
@@ -38,7 +38,7 @@ class Model(abc.ABC):
     data_range: float | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")
-    path: Path = PATHS["flow"]
+    path: Path = FlowPath()
     one_time_per_call: bool = False
     fixed_batch: int | None = None
 
@@ -52,19 +52,26 @@ class Model(abc.ABC):
 
     def times(self, steps: int) -> Tensor:
         """The model's own teacher grid, ``[steps + 1]`` float64 ascending flow times."""
-        return flow_grid(steps)
+        return self.path.grid(steps)
 
-    def noise(self, batch: int, seed: int = 0) -> Tensor:
+    def noise(self, batch: int, seed: int = 0, *, start: float | None = None) -> Tensor:
         """Initial states ``[batch, *shape]`` in flow coordinates.
 
-        Samples are drawn one after the other on the CPU, so that sample ``b`` of a seed is the
+        Standard normal noise, scaled as hosts of the model's path scale it. Samples are drawn one after the other on the CPU, so that sample ``b`` of a seed is the
         same whatever the batch and the device.
+
+        Args:
+            batch: how many.
+            seed: whole number from 0 on.
+            start: flow time of the states, the last of the teacher grid; None: that of the
+                path's own grids.
         """
         batch = arguments.whole_number("batch", batch)
         seed = arguments.whole_number("seed", seed, least=0)
         generator = torch.Generator().manual_seed(seed)
         rows = [torch.randn(self.shape, generator=generator) for _ in range(batch)]
-        return torch.stack(rows).to(device=self.device, dtype=self.dtype)
+        scale = self.path.noise_scale(self.path.span[1] if start is None else start)
+        return (scale * torch.stack(rows)).to(device=self.device, dtype=self.dtype)
 
     def check_noise(self, noise: Tensor) -> None:
         """``noise`` is ``[B, *shape]``, finite and floating; else ``ValueError`` says how not."""

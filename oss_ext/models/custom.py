@@ -1,4 +1,4 @@
-"""Your own network as a model: any callable that returns the flow-matching velocity."""
+"""Your own network as a model: any path, any prediction, with or without guidance."""
 
 from __future__ import annotations
 
@@ -7,29 +7,80 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from oss_ext import arguments
 from oss_ext.models.base import Model, hash_of
+from oss_ext.noise import FlowPath, Path, VEPath, check_prediction, velocity_of
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class CallableModel(Model):
-    """``fn(x, t, sample) -> v`` with the declarations of ``Model``; see ``from_callable``."""
+    """``network(x', t', sample) -> output`` on its own path; see ``from_callable``."""
 
     def __init__(
-        self, fn: Callable[[Tensor, Tensor, Tensor], Tensor], name: str, shape: Sequence[int]
+        self,
+        network: Network,
+        name: str,
+        shape: Sequence[int],
+        path: Path,
+        predicts: str,
+        sigma_data: float,
+        unconditional: Network | None,
+        guidance: float,
+        learned_variance: bool,
     ) -> None:
-        self._fn, self.name, self.shape = fn, name, tuple(shape)
+        self._network, self.name, self.shape = network, name, tuple(shape)
+        self.path, self._predicts, self._sigma_data = path, predicts, sigma_data
+        self._unconditional, self._guidance = unconditional, guidance
+        self._learned_variance = learned_variance
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        return self._fn(x, t, sample)
+        alpha, beta = self.path.alpha_beta(t)
+        scale = alpha + beta
+        if self._predicts == "edm":  # c_in
+            scale = scale / (beta**2 + self._sigma_data**2).sqrt()
+        rows = [-1] + [1] * (x.dim() - 1)
+        inputs = x * scale.view(rows).to(x.dtype)
+        time = self.path.model_times(t)
+        output = self._call(self._network, inputs, time, sample)
+        if self._unconditional is not None:
+            null = self._call(self._unconditional, inputs, time, sample)
+            output = null + self._guidance * (output - null)
+        state = x * (alpha + beta).view(rows).to(x.dtype)
+        return velocity_of(self._predicts, output, state, alpha, beta, self._sigma_data)
+
+    def _call(self, network: Network, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        output = network(x, t, sample)
+        if self._learned_variance and isinstance(output, Tensor):
+            output = output[:, : x.shape[1]]
+        tensor = isinstance(output, Tensor)
+        if not tensor or output.shape != x.shape or not output.is_floating_point():
+            got = f"{output.dtype} {tuple(output.shape)}" if tensor else type(output).__name__
+            twice = tensor and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:])
+            hint = "; learned_variance=True takes the first half of the channels" if twice else ""
+            raise ValueError(
+                f"model {self.name!r} returned {got}, expected a floating-point output of its "
+                f"input's shape {tuple(x.shape)}{hint}"
+            )
+        return output
 
     def fingerprint(self) -> str:
-        weights = self._fn.state_dict().values() if isinstance(self._fn, nn.Module) else ()
-        return hash_of([self.name, self.shape, *weights])
+        networks = [fn for fn in (self._network, self._unconditional) if isinstance(fn, nn.Module)]
+        weights = [value for network in networks for value in network.state_dict().values()]
+        settings = [self.path, self._predicts, self._sigma_data, self._guidance]
+        return hash_of([self.name, self.shape, *settings, *weights])
 
 
 def from_callable(
-    fn: Callable[[Tensor, Tensor, Tensor], Tensor],
+    network: Network,
     shape: Sequence[int],
     *,
+    path: Path | None = None,
+    predicts: str = "velocity",
+    sigma_data: float = 0.5,
+    unconditional: Network | None = None,
+    guidance: float = 1.0,
+    learned_variance: bool = False,
     name: str = "custom",
     data_range: float | None = None,
     dtype: torch.dtype = torch.float32,
@@ -37,13 +88,45 @@ def from_callable(
     one_time_per_call: bool = False,
     fixed_batch: int | None = None,
 ) -> CallableModel:
-    """Wrap ``fn(x [R, *shape], t [R], sample [R]) -> v [R, *shape]``, the velocity ``eps - x0``.
+    """Wrap ``network(x [R, *shape], t [R], sample [R]) -> output [R, *shape]``.
 
-    ``t`` is float64 from 0 (clean) to 1 (noise); ``sample`` says which item of your conditioning
-    each row belongs to. The other arguments are those of ``Model``. The fingerprint covers the
-    weights when ``fn`` is a ``torch.nn.Module``, else only name and shape.
+    The network is given its own states ``alpha x0 + beta eps`` and its own times, float64
+    (timesteps, sigmas, ...), as ``path`` has them; ``sample`` says which item of your conditioning
+    each row belongs to.
+
+    Args:
+        network: the network; guidance that it takes as an input is its own affair.
+        shape: dims of a sample.
+        path: a path of ``oss_ext.noise``; None: flow matching, time from 0 (clean) to 1 (noise).
+        predicts: what comes out, a name in ``oss_ext.noise.PREDICTIONS``: ``velocity``
+            (``eps - x0``), ``reverse_velocity``, ``eps``, ``x0``, ``v``, or ``edm``: the bare
+            network of EDM's preconditioning, which is also given ``c_in x'``.
+        sigma_data: standard deviation of the data, for ``edm``.
+        unconditional: the same network without its condition, for classifier-free guidance:
+            ``output = null + guidance (conditional - null)``.
+        guidance: the scale of it.
+        learned_variance: the output has twice the channels, of which the first half count.
+        name, data_range, dtype, device, one_time_per_call, fixed_batch: as ``Model`` has them.
+
+    The fingerprint covers the weights of networks that are ``torch.nn.Module``.
+
+    Raises:
+        ValueError: an unknown prediction, guidance without ``unconditional``, ``edm`` on a path
+            that is not VE.
     """
-    model = CallableModel(fn, name, shape)
+    path = FlowPath() if path is None else path
+    if not isinstance(path, Path):
+        raise ValueError(f"path: expected a path of oss_ext.noise, got {path!r}")
+    check_prediction(predicts)
+    if predicts == "edm" and not isinstance(path, VEPath):
+        raise ValueError(f"predicts: 'edm' belongs to a VEPath, got {path}")
+    arguments.number("sigma_data", sigma_data, positive=True)
+    arguments.number("guidance", guidance)
+    if unconditional is None and guidance != 1.0:
+        raise ValueError(f"guidance: expected 1 without `unconditional`, got {guidance!r}")
+    model = CallableModel(
+        network, name, shape, path, predicts, sigma_data, unconditional, guidance, learned_variance
+    )
     model.data_range, model.dtype, model.device = data_range, dtype, torch.device(device)
     model.one_time_per_call, model.fixed_batch = one_time_per_call, fixed_batch
     return model

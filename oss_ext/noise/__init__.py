@@ -1,0 +1,86 @@
+"""Noise paths by name, and the teacher grids of each. A new path is a file and a line in PATHS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from oss_ext.noise.base import Path, check_grid, distinct
+from oss_ext.noise.flow import FlowPath, flow_grid
+from oss_ext.noise.prediction import PREDICTIONS, check_prediction, output_of, velocity_of
+from oss_ext.noise.ve import VEPath, exponential_grid, karras_grid, sigma_grid
+from oss_ext.noise.vp import VPContinuousPath, VPPath, ddim_grid, ddim_timesteps
+
+__all__ = [
+    "GRIDS",
+    "PATHS",
+    "PREDICTIONS",
+    "FlowPath",
+    "Path",
+    "VEPath",
+    "VPContinuousPath",
+    "VPPath",
+    "check_grid",
+    "check_prediction",
+    "ddim_grid",
+    "ddim_timesteps",
+    "distinct",
+    "exponential_grid",
+    "flow_grid",
+    "karras_grid",
+    "output_of",
+    "path_from_dict",
+    "sigma_grid",
+    "velocity_of",
+]
+
+PATHS: dict[str, type[Path]] = {
+    path.name: path for path in (FlowPath, VPPath, VPContinuousPath, VEPath)
+}
+"""Every path by the name that schedules store."""
+
+
+def _levels(path: Path) -> tuple[float, float]:
+    """The sigmas that an EDM grid goes through on ``path``, EDM's own where the path has more."""
+    default = VEPath()
+    first, last = path.span
+    low = first / (1 - first)
+    high = last / (1 - last) if last < 1 else default.sigma_max
+    return max(low, default.sigma_min), min(high, default.sigma_max)
+
+
+def _ddim(path: Path, steps: int) -> Tensor:
+    return ddim_grid(path if isinstance(path, VPPath) else VPPath("linear", 1e-4, 0.02), steps)
+
+
+GRIDS: dict[str, Callable[[Path, int], Tensor]] = {
+    "own": lambda path, steps: path.grid(steps),
+    "flow": lambda path, steps: flow_grid(steps),
+    "ddim": _ddim,
+    "edm": lambda path, steps: karras_grid(steps, *_levels(path)),
+    "exponential": lambda path, steps: exponential_grid(steps, *_levels(path)),
+}
+"""Teacher grids by name, for a path and a number of steps (the paper's table 2 has flow, ddim and
+edm). ``own`` is what the path's models usually have; ``ddim`` on another path takes DDPM's betas.
+"""
+
+
+def path_from_dict(values: Any) -> Path:
+    """The path that ``Path.to_dict`` wrote; ``ValueError`` says what is wrong with ``values``."""
+    if not isinstance(values, dict) or values.get("name") not in PATHS:
+        raise ValueError(f"path: expected a name among {tuple(PATHS)}, got {values!r:.200}")
+    kind = PATHS[values["name"]]
+    known = {field.name for field in fields(kind)}
+    given = {name: value for name, value in values.items() if name != "name"}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"path: {kind.name!r} has no attribute {name!r}; it has {known}")
+        if isinstance(value, list):
+            given[name] = tuple(value)
+    try:
+        return kind(**given)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"path: {error}") from None

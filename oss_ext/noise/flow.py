@@ -1,0 +1,83 @@
+"""Flow matching and rectified flow: ``alpha = 1 - t``, ``beta = t``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from oss_ext import arguments
+from oss_ext.noise.base import Path, check_number
+
+
+@dataclass(frozen=True)
+class FlowPath(Path):
+    """Flow matching; hosts call ``t`` itself sigma.
+
+    Attributes:
+        scale: what the network is told is ``scale t``: 1000 where it counts timesteps.
+        reverse: it is told ``scale (1 - t)``: the network's own time ends clean.
+    """
+
+    scale: float = 1.0
+    reverse: bool = False
+
+    name: ClassVar[str] = "flow"
+
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale)
+
+    def alpha_beta(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t
+
+    def model_times(self, t: Tensor) -> Tensor:
+        self.check_span(t)
+        return self.scale * (1 - t if self.reverse else t)
+
+    def flow_times(self, model_times: Tensor) -> Tensor:
+        t = model_times / self.scale
+        return 1 - t if self.reverse else t
+
+    def sigmas(self, t: Tensor) -> Tensor:
+        return t.clone()
+
+    def noise_scale(self, t: float) -> float:
+        return 1.0
+
+    def grid(self, steps: int) -> Tensor:
+        """Uniform in ``t``."""
+        return flow_grid(steps)
+
+
+def flow_grid(
+    steps: int, shift: float = 1.0, *, mu: float | None = None, terminal: float | None = None
+) -> Tensor:
+    """Teacher times of a flow model, ``[steps + 1]`` float64 ascending from 0 to 1.
+
+    Uniform in the model's time ``u`` and then shifted, ``t = s u / (1 + (s - 1) u)``, as SD3 and
+    FLUX do for larger images.
+
+    Args:
+        steps: N.
+        shift: ``s``.
+        mu: the resolution shift of FLUX and its kin, ``s = e^mu``; goes before ``shift``.
+        terminal: stretch the times so that the least one above 0 is this (LTX-Video).
+
+    Raises:
+        ValueError: ``steps`` no whole number from 1 on, ``shift`` not positive, ``terminal`` not
+            between 0 and 1.
+    """
+    steps = arguments.whole_number("steps", steps)
+    if mu is not None:
+        shift = math.exp(arguments.number("mu", mu))
+    shift = arguments.number("shift", shift, positive=True)
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    times = u / (u + (1 - u) / shift)  # in this form the ends are exactly 0 and 1
+    if terminal is not None and steps > 1:
+        check_number("terminal", terminal, 0, 1)
+        signal = 1 - times[1:]
+        times[1:] = 1 - signal * (1 - terminal) / signal[0]
+    return times

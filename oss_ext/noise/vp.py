@@ -1,0 +1,237 @@
+"""Variance-preserving paths (DDPM): ``alpha = sqrt(alpha_bar)``, ``beta = sqrt(1 - alpha_bar)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oss_ext import arguments
+from oss_ext.noise.base import Path, check_grid, check_number
+
+BETAS = ("linear", "scaled_linear", "cosine")
+SPACINGS = ("leading", "trailing", "linspace")
+FINALS = ("clean", "first")
+MAX_BETA = 0.999  # the cosine schedule's cap
+
+
+class VariancePreserving(Path):
+    """``alpha^2 + beta^2 = 1``, whatever the clock."""
+
+    def alpha_beta(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        norm = torch.hypot(t, 1 - t)
+        return (1 - t) / norm, t / norm
+
+    def noise_scale(self, t: float) -> float:
+        """Hosts start a VP path from unscaled noise: ``1 / (alpha + beta)``."""
+        return math.hypot(t, 1 - t)
+
+
+@dataclass(frozen=True)
+class VPPath(VariancePreserving):
+    """A discrete DDPM path, by the recipe of its betas or by its ``alphas_cumprod``.
+
+    The network is told the timestep, 0 to T - 1; between two of them it is interpolated linearly
+    in log sigma, as k-diffusion does.
+
+    Attributes:
+        betas: ``linear``, ``scaled_linear`` (Stable Diffusion; uniform in the square root) or
+            ``cosine`` (improved DDPM, capped at 0.999).
+        beta_start, beta_end: of the first two.
+        train_steps: T.
+        zero_terminal_snr: rescaled so that the last timestep is pure noise (Lin et al. 2023).
+        alphas_cumprod: the T values themselves, falling within [0, 1]; goes before the recipe.
+    """
+
+    betas: str = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    train_steps: int = 1000
+    zero_terminal_snr: bool = False
+    alphas_cumprod: tuple[float, ...] | None = None
+
+    name: ClassVar[str] = "vp"
+
+    def __post_init__(self) -> None:
+        arguments.whole_number("train_steps", self.train_steps, least=2, most=1_000_000)
+        if self.betas not in BETAS:
+            raise ValueError(f"betas: expected one of {BETAS}, got {self.betas!r}")
+        check_number("beta_start", self.beta_start, 0, 1)
+        check_number("beta_end", self.beta_end, 0, 1)
+        if self.alphas_cumprod is not None:
+            values = self.alphas_cumprod
+            if not isinstance(values, Sequence | np.ndarray | Tensor) or len(values) < 2:
+                raise ValueError(f"alphas_cumprod: expected 2 or more numbers, got {values!r}")
+            try:
+                values = tuple(float(value) for value in values)
+            except (TypeError, ValueError):
+                raise ValueError("alphas_cumprod: expected numbers") from None
+            object.__setattr__(self, "alphas_cumprod", values)
+            object.__setattr__(self, "train_steps", len(values))
+        levels = self.knots
+        if not bool((levels.diff() > 0).all() & (levels[0] > 0) & (levels[-1] <= 1)):
+            raise ValueError("alphas_cumprod: expected values falling strictly from below 1")
+
+    @cached_property
+    def knots(self) -> Tensor:
+        """The flow times of the timesteps 0 to T - 1, ``[T]`` float64 ascending."""
+        if self.alphas_cumprod is not None:
+            log_bar = torch.tensor(self.alphas_cumprod, dtype=torch.float64).log()
+        else:
+            log_bar = torch.log1p(-self._make_betas()).cumsum(0)
+        alpha = (log_bar / 2).exp()
+        if self.zero_terminal_snr and self.alphas_cumprod is None:
+            alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+            beta = ((1 - alpha) * (1 + alpha)).sqrt()
+        else:
+            beta = (-torch.expm1(log_bar)).sqrt()
+        return beta / (alpha + beta)
+
+    def _make_betas(self) -> Tensor:
+        count = self.train_steps
+        if self.betas == "cosine":
+            u = torch.arange(count + 1, dtype=torch.float64) / count
+            bar = torch.cos((u + 0.008) / 1.008 * (math.pi / 2)) ** 2
+            return (1 - bar[1:] / bar[:-1]).clamp(max=MAX_BETA)
+        power = 0.5 if self.betas == "scaled_linear" else 1.0
+        ends = self.beta_start**power, self.beta_end**power
+        return torch.linspace(*ends, count, dtype=torch.float64) ** (1 / power)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return float(self.knots[0]), float(self.knots[-1])
+
+    @cached_property
+    def _levels(self) -> Tensor:
+        """log sigma of the timesteps; one step above the last finite one for pure noise."""
+        levels = self.knots.logit()
+        return levels.nan_to_num(posinf=float(levels[-2]) + 1)
+
+    def model_times(self, t: Tensor) -> Tensor:
+        self.check_span(t)
+        top = 2 * float(self._levels[-1])  # any level above the last is the last
+        level = t.clamp(0, 1).logit().nan_to_num(posinf=top, neginf=-1e3)
+        found = np.interp(level.cpu(), self._levels, np.arange(self.train_steps))
+        return torch.as_tensor(found, dtype=torch.float64, device=t.device)
+
+    def flow_times(self, model_times: Tensor) -> Tensor:
+        m = model_times.double()
+        if bool(((m < 0) | (m > self.train_steps - 1)).any()):
+            raise ValueError(
+                f"timesteps: expected 0 to {self.train_steps - 1}, got {m.min()} to {m.max()}"
+            )
+        level = np.interp(m.cpu(), np.arange(self.train_steps), self._levels)
+        t = torch.as_tensor(level, dtype=torch.float64, device=m.device).sigmoid()
+        # At a timestep itself the interpolation has nothing to add but rounding.
+        whole = m == m.round()
+        return torch.where(whole, self.knots.to(m.device)[m.round().long()], t)
+
+    def grid(self, steps: int) -> Tensor:
+        """DDIM's timesteps, trailing, and the clean end."""
+        return ddim_grid(self, steps)
+
+
+@dataclass(frozen=True)
+class VPContinuousPath(VariancePreserving):
+    """The VP SDE: ``log alpha_bar(s) = -s^2 (beta_max - beta_min) / 2 - s beta_min``, s to 1.
+
+    Attributes:
+        beta_min, beta_max: at s = 0 and 1.
+        scale: what the network is told is ``scale s``: 999 or 1000 where it counts timesteps.
+        first: the least ``s`` the network is asked at.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    scale: float = 1.0
+    first: float = 0.0
+
+    name: ClassVar[str] = "vp_continuous"
+
+    def __post_init__(self) -> None:
+        check_number("beta_min", self.beta_min)
+        check_number("beta_max", self.beta_max, self.beta_min)
+        check_number("scale", self.scale)
+        if self.first != 0:
+            check_number("first", self.first, 0, 1)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        ends = torch.tensor([self.first, 1], dtype=torch.float64) * self.scale
+        first, last = self.flow_times(ends).tolist()
+        return first, last
+
+    def model_times(self, t: Tensor) -> Tensor:
+        self.check_span(t)
+        log_bar = torch.log1p((t / (1 - t)) ** 2)  # -log alpha_bar
+        slope = self.beta_max - self.beta_min
+        root = (self.beta_min**2 + 2 * slope * log_bar).sqrt()
+        return self.scale * 2 * log_bar / (self.beta_min + root)
+
+    def flow_times(self, model_times: Tensor) -> Tensor:
+        s = model_times.double() / self.scale
+        log_bar = -(s**2) * (self.beta_max - self.beta_min) / 2 - s * self.beta_min
+        alpha, beta = (log_bar / 2).exp(), (-torch.expm1(log_bar)).sqrt()
+        return beta / (alpha + beta)
+
+    def grid(self, steps: int) -> Tensor:
+        """Uniform in ``s``, from 1 down to the clean end."""
+        steps = arguments.whole_number("steps", steps)
+        return self.flow_times(torch.linspace(0, self.scale, steps + 1, dtype=torch.float64))
+
+
+def ddim_timesteps(
+    path: VPPath, steps: int, spacing: str = "trailing", offset: int = 0
+) -> list[int]:
+    """DDIM's timesteps in order of use (descending), as diffusers names the spacings.
+
+    ``leading``: every ``T // N``-th from 0 on, plus ``offset``; ``trailing``: every ``T / N``-th
+    from the last one down; ``linspace``: from the last one to 0, both included.
+
+    Raises:
+        ValueError: an unknown spacing, or steps that the path has too few timesteps for.
+    """
+    count = path.train_steps
+    steps = arguments.whole_number("steps", steps, most=count)
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing: expected one of {SPACINGS}, got {spacing!r}")
+    if spacing == "leading":
+        values = np.arange(steps)[::-1] * (count // steps) + offset
+    elif spacing == "trailing":
+        values = np.round(np.arange(steps, 0, -1) * (count / steps)) - 1
+    else:
+        values = np.round(np.linspace(0, count - 1, steps))[::-1]
+    return [int(value) for value in values]
+
+
+def ddim_grid(
+    path: VPPath,
+    steps: int,
+    spacing: str = "trailing",
+    *,
+    offset: int = 0,
+    final: str = "clean",
+) -> Tensor:
+    """Teacher times of DDIM, ``[steps + 1]`` float64 ascending.
+
+    Args:
+        path: whose timesteps are used.
+        steps: N.
+        spacing, offset: see ``ddim_timesteps``; Stable Diffusion has ``leading`` and 1.
+        final: where the last step ends: ``clean`` (t = 0) or at the ``first`` timestep's noise
+            level (diffusers' ``set_alpha_to_one=False``), which must not be a timestep of the grid.
+
+    Raises:
+        ValueError: bad arguments, or timesteps that repeat.
+    """
+    if final not in FINALS:
+        raise ValueError(f"final: expected one of {FINALS}, got {final!r}")
+    timesteps = torch.tensor(ddim_timesteps(path, steps, spacing, offset), dtype=torch.float64)
+    end = torch.zeros(1, dtype=torch.float64) if final == "clean" else path.knots[:1]
+    return check_grid(torch.cat([end, path.flow_times(timesteps.flip(0))]))
