@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from oss_ext.files import replacing
-from oss_ext.noise import FlowPath, check_grid, path_from_dict
+from oss_ext.noise import FLOW, check_grid, path_from_dict
 from oss_ext.noise import Path as NoisePath
 from oss_ext.version import __version__
 
@@ -99,7 +99,7 @@ class Schedule:
     indices: tuple[int, ...] | None
     model: str
     model_hash: str
-    path: NoisePath = FlowPath()
+    path: NoisePath = FLOW
     solver: str = "euler"
     teacher_solver: str = "euler"
     method: str = "oss"

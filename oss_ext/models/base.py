@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.noise import FlowPath, Path
+from oss_ext.noise import FLOW, Path
 
 
 class Model(abc.ABC):
@@ -38,7 +38,7 @@ class Model(abc.ABC):
     data_range: float | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")
-    path: Path = FlowPath()
+    path: Path = FLOW
     one_time_per_call: bool = False
     fixed_batch: int | None = None
 
@@ -57,8 +57,9 @@ class Model(abc.ABC):
     def noise(self, batch: int, seed: int = 0, *, start: float | None = None) -> Tensor:
         """Initial states ``[batch, *shape]`` in flow coordinates.
 
-        Standard normal noise, scaled as hosts of the model's path scale it. Samples are drawn one after the other on the CPU, so that sample ``b`` of a seed is the
-        same whatever the batch and the device.
+        Standard normal noise, scaled as hosts of the model's path scale it. Samples are drawn one
+        after the other on the CPU, so that sample ``b`` of a seed is the same whatever the batch
+        and the device.
 
         Args:
             batch: how many.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from oss_ext import arguments
 from oss_ext.models.base import Model, hash_of
-from oss_ext.noise import FlowPath, Path, VEPath, check_prediction, velocity_of
+from oss_ext.noise import FLOW, Path, VEPath, check_prediction, velocity_of
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -114,7 +114,7 @@ def from_callable(
         ValueError: an unknown prediction, guidance without ``unconditional``, ``edm`` on a path
             that is not VE.
     """
-    path = FlowPath() if path is None else path
+    path = FLOW if path is None else path
     if not isinstance(path, Path):
         raise ValueError(f"path: expected a path of oss_ext.noise, got {path!r}")
     check_prediction(predicts)

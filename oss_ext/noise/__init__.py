@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from oss_ext.noise.base import Path, check_grid, distinct
-from oss_ext.noise.flow import FlowPath, flow_grid
+from oss_ext.noise.flow import FLOW, FlowPath, flow_grid
 from oss_ext.noise.prediction import PREDICTIONS, check_prediction, output_of, velocity_of
 from oss_ext.noise.ve import VEPath, exponential_grid, karras_grid, sigma_grid
 from oss_ext.noise.vp import VPContinuousPath, VPPath, ddim_grid, ddim_timesteps
 
 __all__ = [
+    "FLOW",
     "GRIDS",
     "PATHS",
     "PREDICTIONS",

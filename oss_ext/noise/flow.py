@@ -52,6 +52,10 @@ class FlowPath(Path):
         return flow_grid(steps)
 
 
+FLOW = FlowPath()
+"""The path that is its own coordinates."""
+
+
 def flow_grid(
     steps: int, shift: float = 1.0, *, mu: float | None = None, terminal: float | None = None
 ) -> Tensor:

@@ -202,12 +202,11 @@ def ddim_timesteps(
     if spacing not in SPACINGS:
         raise ValueError(f"spacing: expected one of {SPACINGS}, got {spacing!r}")
     if spacing == "leading":
-        values = np.arange(steps)[::-1] * (count // steps) + offset
-    elif spacing == "trailing":
-        values = np.round(np.arange(steps, 0, -1) * (count / steps)) - 1
-    else:
-        values = np.round(np.linspace(0, count - 1, steps))[::-1]
-    return [int(value) for value in values]
+        return [k * (count // steps) + offset for k in reversed(range(steps))]
+    if spacing == "trailing":
+        # Rounded before the 1 is taken off: halves then go where the hosts' go.
+        return [round(k * (count / steps)) - 1 for k in range(steps, 0, -1)]
+    return [round(value) for value in np.linspace(0, count - 1, steps)[::-1].tolist()]
 
 
 def ddim_grid(
