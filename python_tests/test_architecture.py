@@ -19,7 +19,7 @@ PACKAGE = "oss_ext"
 FLOORS = (
     ("version", "arguments", "files", "progress"),
     ("noise", "ops", "distributed"),
-    ("schedule", "metrics"),
+    ("schedule", "metrics", "hosts"),
     ("models", "solvers", "export"),
     ("teacher", "sampling"),
     ("dp",),

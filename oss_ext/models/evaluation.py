@@ -26,7 +26,7 @@ class Evaluator:
     Args:
         model: the velocity model.
         samples: B, the number of samples of the run.
-        max_batch: rows per call; None takes B. A model's ``fixed_batch`` goes before it.
+        max_batch: rows per call; None takes B. A model's ``slots`` or ``fixed_batch`` go before it.
         on_progress: called with the number of rows done after every call.
 
     Attributes:
@@ -45,7 +45,7 @@ class Evaluator:
         if max_batch is not None:
             max_batch = arguments.whole_number("max_batch", max_batch)
         self.model = model
-        self.block = model.fixed_batch or max_batch or samples
+        self.block = model.slots or model.fixed_batch or max_batch or samples
         self.nfe = 0
         self.first_bad: dict[int, float] = {}
         self._on_progress = on_progress
@@ -60,17 +60,17 @@ class Evaluator:
             rows: ``[R, 2]`` int64 on the CPU.
         """
         for block in self._blocks(rows):
-            filled = torch.cat([block, block[-1:].expand(self.block - len(block), 2)])
-            row, sample = filled.to(states.device).unbind(1)
-            x = states[row, sample].to(self.model.dtype)
-            t = times[filled[:, 0]].to(states.device)
+            place, taken, sample = self._arrange(block)
+            row, column = taken.to(states.device).unbind(1)
+            x = states[row, column].to(self.model.dtype)
+            t = times[taken[:, 0]].to(states.device)
             with torch.no_grad():
-                v = self.model(x, t, sample)
-            self._check(v, x, t, filled)
-            kept = len(block)
-            out[row[:kept], sample[:kept]] = v[:kept].to(out.dtype)
-            self.nfe += kept
-            self._on_progress(kept)
+                v = self.model(x, t, sample.to(states.device))
+            self._check(v, x, t, taken)
+            row, column = block.to(states.device).unbind(1)
+            out[row, column] = v[place.to(v.device)].to(out.dtype)
+            self.nfe += len(block)
+            self._on_progress(len(block))
 
     def at(self, x: Tensor, t: float) -> Tensor:
         """``v(x, t)`` for one state per sample, ``[B, *dims]``, at one time.
@@ -95,11 +95,34 @@ class Evaluator:
         return f"model {self.model.name!r} returned NaN or inf at t = {t:.6g} for sample {sample}"
 
     def _blocks(self, rows: Tensor) -> Iterator[Tensor]:
-        groups = [rows]
-        if self.model.one_time_per_call:
-            groups = [rows[rows[:, 0] == i] for i in rows[:, 0].unique()]
-        for group in groups:
-            yield from group.split(self.block)
+        """``rows`` in the groups that one call each may serve."""
+        slots = self.model.slots
+        if slots:
+            keys = torch.stack([rows[:, 0], rows[:, 1] // slots], dim=1)
+        elif self.model.one_time_per_call:
+            keys = rows[:, :1]
+        else:
+            yield from rows.split(self.block)
+            return
+        unique, group = keys.unique(dim=0, return_inverse=True)
+        for g in range(len(unique)):
+            yield from rows[group == g].split(self.block)
+
+    def _arrange(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where in a full call the rows of ``block`` go.
+
+        Returns:
+            The place of every row of ``block``; the row whose state stands at every place, and
+            the sample it is evaluated for, ``[self.block, 2]`` and ``[self.block]``.
+        """
+        if not self.model.slots:
+            taken = torch.cat([block, block[-1:].expand(self.block - len(block), 2)])
+            return torch.arange(len(block)), taken, taken[:, 1]
+        place = block[:, 1] % self.block
+        taken = block[:1].repeat(self.block, 1)
+        taken[place] = block
+        first = int(block[0, 1]) // self.block * self.block
+        return place, taken, torch.arange(first, first + self.block)
 
     def _check(self, v: Tensor, x: Tensor, t: Tensor, rows: Tensor) -> None:
         if not isinstance(v, Tensor) or v.shape != x.shape or not v.is_floating_point():

@@ -1,0 +1,319 @@
+"""Any diffusers pipeline as a model, evaluated by the pipeline's own loop.
+
+The pipeline says what it always says: after guidance, packing, switching of experts and all that
+its ``__call__`` does. The scheduler in it says what that means: path, prediction and time grid.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oss_ext import arguments
+from oss_ext.hosts import read_host
+from oss_ext.models.base import Model, hash_of
+from oss_ext.models.pipeline_run import Ended, Request, Run
+
+MAIN = ("prompt", "prompt_embeds", "class_labels", "image", "video")
+"""Call arguments that say how many items there are to condition on; the first one given counts."""
+
+TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4", "negative_prompt", "negative_prompt_2",
+         "negative_prompt_3", "negative_prompt_4")  # fmt: skip
+
+OURS = {
+    "timesteps": "the search chooses them",
+    "sigmas": "the search chooses them",
+    "latents": "the initial states come from noise(batch, seed)",
+    "generator": "the initial states come from noise(batch, seed)",
+    "callback_on_step_end": "the loop's steps are the search's",
+    "callback": "the loop's steps are the search's",
+    "output_type": "the pipeline is left before it decodes",
+    "return_dict": "the pipeline is left before it decodes",
+}
+
+# What depends on the number of the step, and so has no meaning where steps are asked for in any
+# order; the value that switches each off.
+BY_STEP: dict[str, Any] = {
+    "skip_guidance_layers": None,
+    "skip_layer_guidance_start": None,
+    "control_guidance_start": 0.0,
+    "control_guidance_end": 1.0,
+    "guidance_interval": None,
+    "guidance_timestep": None,
+    "cfg_trunc_ratio": 1.0,
+    "cfg_truncation": 1.0,
+    "cfg_normalization": False,
+    "pag_adaptive_scale": 0.0,
+    "ip_adapter_scale_schedule": None,
+    "denoising_start": None,
+    "denoising_end": None,
+    "eta": 0.0,
+    "guidance_rescale_schedule": None,
+}
+
+SEED_STRIDE = 1_000_000
+"""Sample ``b`` of ``noise(batch, seed)`` has a generator with seed ``SEED_STRIDE * seed + b``."""
+
+HASHED_VALUES = 64
+"""Values of every weight tensor that the fingerprint reads."""
+
+
+class PipelineModel(Model):
+    """A pipeline with its call arguments; see ``from_pipeline``.
+
+    Attributes:
+        host: what the pipeline's scheduler means.
+        nfe_probe: evaluations that pipelines made at their own first state, to set up.
+    """
+
+    def __init__(
+        self, pipe: Any, scheduler: Any, items: int, batch: int, call: Mapping[str, Any]
+    ) -> None:
+        self._pipe, self._scheduler, self._call = pipe, scheduler, dict(call)
+        self._steps = self._call.pop("num_inference_steps", 50)
+        self._items, self.slots, self.one_time_per_call = items, batch, True
+        self._groups = math.lcm(items, batch) // batch  # of calls with different conditioning
+        self._runs: dict[int, Run] = {}
+        self._encoded: dict[str, Any] = {}
+        self.close = weakref.finalize(self, _close_all, self._runs)
+        """Leaves the pipeline's loop. The next evaluation enters it again."""
+        self.nfe_probe = 0
+        self.name = type(pipe).__name__
+        run = self._start(0, None)
+        self.host, self.path = run.host, run.host.path
+        self.shape = tuple(run.first.sample.shape[1:])
+        self.device = run.first.sample.device
+        self._hash = self._fingerprint()
+
+    # --- the protocol ---
+
+    def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        group = int(sample[0]) // len(x) % self._groups
+        time = float(t[0])
+        at = t[:1].double().cpu()
+        state = (self.host.input_scale(time) * x).to(x.dtype)
+        sigma = float(self.host.sigmas(at))
+        request = Request(state, float(self.host.timesteps(at)), sigma)
+        output = self._evaluate(group, request)[: len(x)]
+        return self.host.velocity(output.to(x.device), x, time)
+
+    def times(self, steps: int) -> Tensor:
+        """The pipeline's own grid for ``steps``; fewer where it starts part-way (img2img)."""
+        self._steps = arguments.whole_number("steps", steps)
+        return self._grid(self._start(0, None))
+
+    def noise(self, batch: int, seed: int = 0, *, start: float | None = None) -> Tensor:
+        """The pipeline's own initial states in flow coordinates, ``[batch, *shape]`` float32.
+
+        Sample ``b`` is what ``torch.Generator().manual_seed(1_000_000 * seed + b)`` gives.
+
+        Args:
+            batch: how many.
+            seed: whole number from 0 on.
+            start: the flow time that the teacher starts at; None: the pipeline's own, with the
+                number of steps that ``times`` was last asked for, or ``num_inference_steps``.
+        """
+        batch = arguments.whole_number("batch", batch)
+        seed = arguments.whole_number("seed", seed, least=0)
+        if batch > SEED_STRIDE:
+            raise ValueError(f"batch: expected at most {SEED_STRIDE}, got {batch}")
+        states = []
+        assert self.slots is not None
+        for first in range(0, batch, self.slots):
+            seeds = [SEED_STRIDE * seed + first + k for k in range(self.slots)]
+            group = first // self.slots % self._groups
+            run = self._start(group, seeds)
+            t = float(self._grid(run)[-1])
+            state = run.first.sample[: self.slots].float() / self.host.scale(t)
+            if start is not None:
+                state = state * (self.host.noise_scale(start) / self.host.noise_scale(t))
+            states.append(state)
+        return torch.cat(states)[:batch]
+
+    def fingerprint(self) -> str:
+        return self._hash
+
+    # --- runs of the pipeline ---
+
+    def _start(self, group: int, seeds: Sequence[int] | None) -> Run:
+        """A run of the pipeline for the items of ``group``, in place of the one there was."""
+        if group in self._runs:
+            self._runs.pop(group).close()
+        call = dict(self._call, num_inference_steps=self._steps)
+        call |= select(call, self._items, group, self.slots or 1)
+        if seeds is None:
+            seeds = list(range(self.slots or 1))
+        generators = [torch.Generator().manual_seed(value) for value in seeds]
+        call["generator"] = generators if len(generators) > 1 else generators[0]
+        run = Run(self._pipe, self._scheduler, call, self._encoded)
+        self.nfe_probe += self.slots or 1
+        self._check_rows(run)
+        self._runs[group] = run
+        return run
+
+    def _check_rows(self, run: Run) -> None:
+        sample, slots = run.first.sample, self.slots or 1
+        if len(sample) % slots or any(
+            not torch.equal(part, sample[:slots]) for part in sample.split(slots)
+        ):
+            run.close()
+            raise ValueError(
+                f"{self.name}: expected {slots} rows in a call, one for each item, got "
+                f"{len(sample)}; give several images per prompt as several prompts, or batch=..."
+            )
+
+    def _evaluate(self, group: int, request: Request) -> Tensor:
+        run = self._runs.get(group)
+        if run is None or run.closed:
+            run = self._start(group, None)
+        try:
+            return run.evaluate(request)
+        except Ended:
+            return self._start(group, None).evaluate(request)
+
+    def _grid(self, run: Run) -> Tensor:
+        """The part of the scheduler's grid that the pipeline goes through."""
+        assert run.host_grid is not None
+        inner = run.host_grid[1:]
+        row = int((run.host.timesteps(inner) - run.first.timestep).abs().argmin())
+        return run.host_grid[: row + 2]
+
+    # --- identity ---
+
+    def _fingerprint(self) -> str:
+        parts: list[object] = [self.name, self.path, self.host.state, self.host.predicts]
+        parts += [self.host.sigma_data, self.shape]
+        for key in sorted(self._call):
+            parts += [key, *_identity(self._call[key])]
+        components = getattr(self._pipe, "components", {})
+        for key in sorted(components):
+            module = components[key]
+            if isinstance(module, torch.nn.Module):
+                for name, value in module.state_dict(keep_vars=True).items():
+                    parts += [key, name, *_sampled(value)]
+        return hash_of(parts)
+
+
+def _close_all(runs: dict[int, Run]) -> None:
+    while runs:
+        runs.popitem()[1].close()
+
+
+def _sampled(value: Any) -> list[object]:
+    """What stands for a weight tensor in a fingerprint: shape, type and some of its values.
+
+    All values of a model of many gigabytes would take minutes, and fine-tunes change most.
+    """
+    if not isinstance(value, Tensor):
+        return [type(value).__name__]
+    parts: list[object] = [tuple(value.shape), str(value.dtype)]
+    try:
+        flat = value.detach().flatten()
+        stride = max(1, len(flat) // HASHED_VALUES)
+        return [*parts, flat[::stride][:HASHED_VALUES].float().cpu()]
+    except (RuntimeError, NotImplementedError):  # quantised types that cannot be sliced
+        return parts
+
+
+def _identity(value: Any) -> list[object]:
+    """Call arguments as ``hash_of`` takes them: nothing that has an address in it."""
+    if isinstance(value, Tensor | str | int | float | bool | type(None)):
+        return [value]
+    if isinstance(value, Mapping):
+        return [part for key in sorted(value) for part in (key, *_identity(value[key]))]
+    if isinstance(value, Sequence):
+        return [len(value), *(part for item in value for part in _identity(item))]
+    try:
+        return [torch.from_numpy(np.array(value))]  # images
+    except (TypeError, ValueError):
+        return [type(value).__name__]
+
+
+def count_items(call: Mapping[str, Any]) -> int:
+    """How many items the call arguments condition on; the first of ``MAIN`` that is given says."""
+    for name in MAIN:
+        value = call.get(name)
+        if value is None:
+            continue
+        if isinstance(value, Tensor | np.ndarray):
+            return len(value) if value.ndim > 1 or name == "class_labels" else 1
+        if isinstance(value, list | tuple):
+            if not value:
+                raise ValueError(f"{name}: expected at least one item, got none")
+            return len(value)
+        return 1
+    return 1
+
+
+def select(call: Mapping[str, Any], items: int, group: int, batch: int) -> dict[str, Any]:
+    """The call arguments that differ from item to item, for the items of a group, cyclically."""
+    wanted = [(group * batch + k) % items for k in range(batch)]
+    chosen: dict[str, Any] = {}
+    for name, value in call.items():
+        if name in TEXTS and isinstance(value, str):
+            chosen[name] = [value] * batch
+        elif items == 1 and not isinstance(value, list | tuple) and name in ("image", "video"):
+            chosen[name] = [value] * batch if batch > 1 else value
+        elif isinstance(value, list | tuple) and len(value) == items:
+            listed = name in MAIN + TEXTS or name.endswith(("embeds", "images", "image"))
+            if listed:
+                chosen[name] = [value[k] for k in wanted]
+        elif isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and len(value) == items:
+            chosen[name] = value[wanted]
+    return chosen
+
+
+def from_pipeline(
+    pipe: Any, *, scheduler: Any = None, batch: int | None = None, **call: Any
+) -> PipelineModel:
+    """A diffusers pipeline as a model, evaluated by the pipeline's own loop.
+
+    The pipeline object is never changed. Its states are what its scheduler moves (latents, packed
+    or not); sample ``b`` has the prompt (image, class, ...) ``b`` modulo their number.
+
+    Args:
+        pipe: any pipeline that steps one state with ``scheduler.step``: text to image, image to
+            image, video, with two experts, quantised, with adapters, offloaded.
+        scheduler: read and stood in for instead of ``pipe.scheduler``, e.g. a deterministic one in
+            place of one that adds noise.
+        batch: prompts per call of the network; None: as many as there are.
+        call: the arguments of ``pipe(...)``: ``prompt`` (a list for several), ``guidance_scale``,
+            ``height``, ``strength``, ... ``num_inference_steps`` is the number of teacher steps.
+
+    Raises:
+        ValueError: a scheduler that is unknown or adds noise, a call argument that belongs to the
+            search or depends on the step number, caching of steps in the network.
+        Whatever the pipeline raises in its first step, which is taken here to see its shapes.
+    """
+    scheduler = getattr(pipe, "scheduler", None) if scheduler is None else scheduler
+    if not callable(pipe) or scheduler is None:
+        raise ValueError(
+            f"pipe: expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
+        )
+    read_host(scheduler)
+    for name, why in OURS.items():
+        if call.get(name) is not None:
+            raise ValueError(f"{name}: expected none of it, because {why}")
+    for name, off in BY_STEP.items():
+        if call.get(name, off) not in (off, None):
+            raise ValueError(
+                f"{name}: expected {off!r}, got {call[name]!r}: it changes what the network does "
+                "with the number of the step, but a schedule is to change the steps"
+            )
+    if call.get("num_images_per_prompt", 1) != 1 or call.get("num_videos_per_prompt", 1) != 1:
+        raise ValueError("num_images_per_prompt: expected 1; repeat the prompts, or set batch")
+    arguments.whole_number("num_inference_steps", call.get("num_inference_steps", 50))
+    for name, component in getattr(pipe, "components", {}).items():
+        if getattr(component, "is_cache_enabled", False):
+            raise ValueError(
+                f"pipe: {name} caches from step to step; call {name}.disable_cache() for the search"
+            )
+    items = count_items(call)
+    batch = items if batch is None else arguments.whole_number("batch", batch)
+    return PipelineModel(pipe, scheduler, items, batch, call)

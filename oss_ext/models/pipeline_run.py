@@ -1,0 +1,261 @@
+"""A diffusers pipeline, run by its own loop and asked for one evaluation at a time.
+
+``pipe(...)`` runs in a thread of its own with a stand-in for its scheduler. ``step()`` hands over
+what the pipeline made of the network's output, waits for the next request, and returns the state
+that is wanted next; the timesteps that the pipeline loops over are one tensor that is overwritten
+before it looks. So the pipeline does all that it usually does, guidance, packing, switching
+between experts, offloading, and the requests need not be known beforehand. A run serves as many of
+them as its loop has turns, less the first turn, which is the pipeline's own. It works on a shallow
+copy: the caller's pipeline is never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import queue
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oss_ext.hosts import Host, StandIn, read_host, stand_in
+
+
+class Left(BaseException):
+    """Raised in a pipeline's loop to leave it; no ``Exception``, which pipelines may catch."""
+
+
+class Ended(RuntimeError):
+    """A pipeline ended its loop: a new run can go on."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate next: a state as the network is shown it, and what hosts call the time."""
+
+    state: Tensor
+    timestep: float
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a pipeline handed to ``step``."""
+
+    output: Tensor
+    timestep: float
+    sample: Tensor
+
+
+class StepOutput(tuple):  # type: ignore[type-arg]
+    """What ``step`` returns: a tuple, and its parts by the names pipelines use."""
+
+    @property
+    def prev_sample(self) -> Tensor:
+        return self[0]
+
+
+class Recorder(StandIn):
+    """The scheduler in the pipeline's loop; ``run`` is set from outside."""
+
+    run: Run
+    timesteps: Tensor
+    sigmas: Tensor
+    _given: Tensor | None = None
+    _asked: float = 0.0
+    _turns: int = 0
+
+    def set_timesteps(self, *args: Any, **options: Any) -> None:
+        super().set_timesteps(*args, **options)  # type: ignore[misc]
+        self.run.host_grid = read_host(self).grid()
+
+    def scale_model_input(self, sample: Tensor, *args: Any, **options: Any) -> Tensor:
+        # Requests are states as the network is to see them; only the first state is not one.
+        if self._given is None:
+            return super().scale_model_input(sample, *args, **options)  # type: ignore[misc]
+        return sample
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
+    ) -> StepOutput:
+        timestep = torch.as_tensor(timestep)
+        if self._given is None:
+            # Image-to-image pipelines start part-way.
+            at = (self.timesteps - timestep.to(self.timesteps)).abs().argmin()
+            self._turns = len(self.timesteps) - int(at)
+        else:
+            self._check(timestep, sample)
+        self._turns -= 1
+        answer = Answer(model_output, float(timestep.flatten()[0]), sample)
+        request = self.run.exchange(answer, last=self._turns == 0)
+        self.timesteps.fill_(request.timestep)
+        if isinstance(getattr(self, "sigmas", None), Tensor):
+            self.sigmas.fill_(request.sigma)
+        self._asked = float(self.timesteps[-1])
+        rows = request.state.shape[0]
+        # Some pipelines keep the state once for each half of classifier-free guidance.
+        state = request.state.repeat(len(sample) // rows, *[1] * (sample.dim() - 1))
+        self._given = state.to(sample.dtype)
+        return StepOutput((self._given,))
+
+    def _check(self, timestep: Tensor, sample: Tensor) -> None:
+        """The pipeline evaluated what it was given; else ``RuntimeError`` says how not."""
+        got = float(timestep.flatten()[0])
+        if abs(got - self._asked) > 1e-2 * max(1.0, abs(self._asked)):
+            raise RuntimeError(
+                f"{self.run.name} went to timestep {got:g} where it was given {self._asked:g}: it "
+                "keeps its own copy of the timesteps, which is not supported"
+            )
+        given = self._given
+        same = sample is given or (
+            given is not None
+            and sample.shape == given.shape
+            and torch.equal(sample, given.to(sample))
+        )
+        if not same:
+            raise RuntimeError(
+                f"{self.run.name} changed the state between two steps (as inpainting does): the "
+                "steps then depend on each other in ways that a search cannot follow"
+            )
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError(
+            f"{self.run.name} copies its scheduler to move a second state along, which is not "
+            "supported"
+        )
+
+
+class Run:
+    """One ``pipe(...)`` call, suspended at the first evaluation of its loop.
+
+    Args:
+        pipe: the pipeline; left alone.
+        scheduler: the scheduler to stand in for.
+        arguments: of the call.
+        encoded: prompts that runs before this one have encoded; this one adds to it.
+
+    Attributes:
+        host_grid: the flow times of the scheduler's own steps, all of them.
+        first: the answer of the first evaluation, at the pipeline's own state and time.
+        host: what the scheduler means, as the pipeline configured it.
+
+    Raises:
+        Whatever the pipeline raises.
+    """
+
+    def __init__(
+        self, pipe: Any, scheduler: Any, arguments: Mapping[str, Any], encoded: dict[str, Any]
+    ) -> None:
+        self.name = type(pipe).__name__
+        self.host_grid: Tensor | None = None
+        self.closed = False
+        self._answers: queue.SimpleQueue[Answer | BaseException] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        recorder = stand_in(Recorder, scheduler)
+        recorder.run = self
+        self.host: Host = read_host(recorder)
+        call = _Call(pipe, recorder, encoded)
+        self._thread = threading.Thread(
+            target=self._work, args=(call, dict(arguments)), name=f"oss {self.name}", daemon=True
+        )
+        self._thread.start()
+        self.first = self._wait()
+        if self.host_grid is None:
+            self.close()
+            raise RuntimeError(f"{self.name} did not set its scheduler's timesteps")
+
+    def exchange(self, answer: Answer, last: bool) -> Request:
+        """In the pipeline's thread: hand over an answer, wait for the next request.
+
+        The ``last`` turn of the loop has none: beyond it the pipeline would decode.
+        """
+        self._answers.put(answer)
+        if last:
+            self._answers.put(Ended(f"{self.name} has ended its loop"))
+            raise Left
+        request = self._requests.get()
+        if request is None:
+            raise Left
+        return request
+
+    def evaluate(self, request: Request) -> Tensor:
+        """What the pipeline makes of the network's output at ``request``.
+
+        Raises:
+            Ended: the pipeline has left its loop; a new run can go on.
+            Whatever the pipeline raises.
+        """
+        self._requests.put(request)
+        return self._wait().output
+
+    def close(self) -> None:
+        """Leave the loop, if that has not happened yet."""
+        self.closed = True
+        self._requests.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _wait(self) -> Answer:
+        try:
+            answer = self._answers.get()
+        except BaseException:  # interrupted: an answer still to come would be taken for another's
+            self.closed = True
+            self._requests.put(None)
+            raise
+        if isinstance(answer, BaseException):
+            self.closed = True
+            raise answer
+        return answer
+
+    def _work(self, call: Any, arguments: dict[str, Any]) -> None:
+        try:
+            device = torch.device(getattr(call.pipe, "_execution_device", "cpu"))
+            if device.type == "cuda":  # the current device is a thread's own
+                torch.cuda.set_device(device)
+            with torch.no_grad():
+                call(**arguments)
+            self._answers.put(Ended(f"{self.name} has left its loop"))
+        except Left:
+            pass
+        except BaseException as error:  # it belongs to the thread that asked
+            self._answers.put(error)
+        finally:
+            call.release()
+
+
+class _Call:
+    """A shallow copy of ``pipe`` with another scheduler and no progress bar, ready to be called."""
+
+    def __init__(self, pipe: Any, scheduler: Any, encoded: dict[str, Any]) -> None:
+        self.pipe = copy.copy(pipe)
+        # Not by attribute: setting a component rewrites configurations.
+        members = vars(self.pipe)
+        members["scheduler"] = scheduler
+        members["_progress_bar_config"] = {"disable": True}
+        if hasattr(pipe, "encode_prompt"):
+            members["encode_prompt"] = _remembering(self.pipe.encode_prompt, encoded)
+        # Offloading hooks are the original's to take off and put on.
+        self.release = getattr(pipe, "maybe_free_model_hooks", lambda: None)
+        members["maybe_free_model_hooks"] = lambda: None
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.pipe(**arguments)
+
+
+def _remembering(encode: Any, encoded: dict[str, Any]) -> Any:
+    """``encode``, but the same texts only once: text encoders can be larger than denoisers."""
+
+    def remember(*args: Any, **options: Any) -> Any:
+        if any(isinstance(value, Tensor) for value in (*args, *options.values())):
+            return encode(*args, **options)  # there is nothing left to encode
+        key = repr((args, sorted(options.items())))
+        if key not in encoded:
+            encoded[key] = encode(*args, **options)
+        return encoded[key]
+
+    remember.__signature__ = inspect.signature(encode)  # type: ignore[attr-defined]
+    return remember
