@@ -8,7 +8,7 @@ result = oss.search(model, teacher, steps=[5, 10])
 images = oss.sample(model, model.noise(8, seed=1), result.schedule(10))
 """
 
-from oss_ext import baselines, models, noise, ops, solvers
+from oss_ext import baselines, export, models, noise, ops, solvers
 from oss_ext.evaluate import compare
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule, ScheduleError
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "baselines",
     "compare",
+    "export",
     "models",
     "noise",
     "ops",

@@ -303,6 +303,21 @@ class StandIn:
     """Mixed into a scheduler's own class by ``stand_in``: overrides some of its answers."""
 
 
+class StepOutput(tuple[Tensor]):
+    """What ``step`` returns: a tuple, and its parts by the names that pipelines use."""
+
+    pred_original_sample: Tensor | None
+
+    def __new__(cls, values: tuple[Tensor], x0: Tensor | None = None) -> StepOutput:
+        made = super().__new__(cls, values)
+        made.pred_original_sample = x0
+        return made
+
+    @property
+    def prev_sample(self) -> Tensor:
+        return self[0]
+
+
 def stand_in(mixin: type[StandIn], scheduler: Any) -> Any:
     """A copy of ``scheduler`` whose class also derives from ``mixin``, which goes first.
 

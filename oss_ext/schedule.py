@@ -13,14 +13,15 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from oss_ext.files import replacing
-from oss_ext.noise import FLOW, check_grid, path_from_dict
+from oss_ext.noise import FLOW, FlowPath, check_grid, path_from_dict
 from oss_ext.noise import Path as NoisePath
 from oss_ext.version import __version__
 
@@ -80,7 +81,8 @@ class Schedule:
     """A few-step sampling schedule.
 
     Attributes:
-        times: flow times in order of use, ``steps + 1`` values descending to the clean end.
+        times: flow times in order of use, ``steps + 1`` values descending to the clean end (or to
+            where a part of a schedule ends).
         teacher_times: the teacher's grid, ascending.
         indices: the rows of the teacher's grid that ``times`` are, descending; None off the grid.
         model, model_hash: name and fingerprint of the model searched with.
@@ -121,8 +123,9 @@ class Schedule:
         _expect(known and (self.cost or 0) >= 0, "cost", "null or a number >= 0", self.cost)
         for name in ("times", "teacher_times"):
             self._check_times(name)
-        ends = self.times[-1] == self.teacher_times[0]
-        _expect(ends, "times", f"to end at the clean end {self.teacher_times[0]}", self.times[-1])
+        first, last = self.teacher_times[0], self.teacher_times[-1]
+        within = self.times[0] <= last and self.times[-1] >= first
+        _expect(within, "times", f"values within the teacher's, {first} to {last}", self.times)
         if self.indices is not None:
             rows = range(len(self.teacher_times))
             self._make_tuple("indices", int, f"whole numbers from 0 to {rows[-1]}")
@@ -185,6 +188,65 @@ class Schedule:
         """``alpha + beta`` at the first time: model coordinates start from this times x[N]."""
         alpha, beta = self.path.alpha_beta(torch.tensor(self.times[0], dtype=torch.float64))
         return float(alpha + beta)
+
+    @property
+    def starts_below(self) -> bool:
+        """Whether the first step starts below the teacher's, from the same noise (free start)."""
+        return self.times[0] < self.teacher_times[-1]
+
+    def _part(self, times: Sequence[float]) -> Schedule:
+        """This schedule with other times, of which nothing was measured."""
+        rows = {t: i for i, t in enumerate(self.teacher_times)}
+        known = all(t in rows for t in times)
+        indices = tuple(rows[t] for t in times) if known else None
+        return replace(self, times=tuple(times), indices=indices, cost=None)
+
+    def cut(self, *, sigma: float | None = None, strength: float | None = None) -> Schedule:
+        """The part for image-to-image, which starts from an image with noise added.
+
+        Cut by noise level: the first step starts at that level itself, whatever knot is near.
+
+        Args:
+            sigma: the noise level to start at, as ``sigmas`` counts it.
+            strength: or the share of the teacher's steps to go through, as diffusers counts it.
+
+        Raises:
+            ScheduleError: neither or both given, or a level that the schedule does not reach.
+        """
+        if (sigma is None) == (strength is None):
+            raise ScheduleError(f"cut: expected sigma or strength, got {sigma!r} and {strength!r}")
+        if strength is not None:
+            _expect(0 < strength <= 1, "strength", "a number above 0 up to 1", strength)
+            teacher_steps = len(self.teacher_times) - 1
+            start = self.teacher_times[max(1, int(teacher_steps * strength))]
+        else:
+            assert sigma is not None
+            start = sigma if isinstance(self.path, FlowPath) else sigma / (1 + sigma)
+        valid = self.times[-1] < start <= self.teacher_times[-1]
+        _expect(valid, "sigma", f"a level above {self.sigmas[-1]:g}, up to the teacher's", sigma)
+        return self._part((start, *(t for t in self.times if t < start)))
+
+    def split(self, *, at: float | Sequence[float]) -> list[Schedule]:
+        """The schedule in parts that follow each other, cut where ``times`` fall below ``at``.
+
+        For models with one expert above and one below a noise level, and for partitions of the
+        steps into stages (paper section 4.2.3). A step belongs to the part that it starts in, so a
+        part ends where the next one starts.
+
+        Args:
+            at: one level or several, as ``sigmas`` counts noise, descending.
+
+        Raises:
+            ScheduleError: levels that do not descend, or one with no step above or below it.
+        """
+        levels = [float(level) for level in ([at] if isinstance(at, int | float) else at)]
+        _expect(levels == sorted(set(levels), reverse=True), "at", "levels that descend", at)
+        # A step that starts exactly at a level is above it: experts switch below.
+        bounds = [sum(sigma >= level for sigma in self.sigmas[:-1]) for level in levels]
+        edges = [0, *bounds, self.steps]
+        valid = bool(levels) and all(low < high for low, high in pairwise(edges))
+        _expect(valid, "at", "levels with a step in every part", at)
+        return [self._part(self.times[low : high + 1]) for low, high in pairwise(edges)]
 
     def to_json(self) -> str:
         """The file's text: the attributes, what derives from them, and a checksum over both."""

@@ -69,6 +69,7 @@ class PipelineModel(Model):
 
     Attributes:
         host: what the pipeline's scheduler means.
+        mu: the resolution shift that the pipeline gives to its scheduler, if any.
         nfe_probe: evaluations that pipelines made at their own first state, to set up.
     """
 
@@ -86,7 +87,7 @@ class PipelineModel(Model):
         self.nfe_probe = 0
         self.name = type(pipe).__name__
         run = self._start(0, None)
-        self.host, self.path = run.host, run.host.path
+        self.host, self.path, self.mu = run.host, run.host.path, run.mu
         self.shape = tuple(run.first.sample.shape[1:])
         self.device = run.first.sample.device
         self._hash = self._fingerprint()

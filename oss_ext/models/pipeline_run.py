@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext.hosts import Host, StandIn, read_host, stand_in
+from oss_ext.hosts import Host, StandIn, StepOutput, read_host, stand_in
 
 
 class Left(BaseException):
@@ -51,14 +51,6 @@ class Answer:
     sample: Tensor
 
 
-class StepOutput(tuple):  # type: ignore[type-arg]
-    """What ``step`` returns: a tuple, and its parts by the names pipelines use."""
-
-    @property
-    def prev_sample(self) -> Tensor:
-        return self[0]
-
-
 class Recorder(StandIn):
     """The scheduler in the pipeline's loop; ``run`` is set from outside."""
 
@@ -71,6 +63,7 @@ class Recorder(StandIn):
 
     def set_timesteps(self, *args: Any, **options: Any) -> None:
         super().set_timesteps(*args, **options)  # type: ignore[misc]
+        self.run.mu = options.get("mu")
         self.run.host_grid = read_host(self).grid()
 
     def scale_model_input(self, sample: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -140,6 +133,7 @@ class Run:
 
     Attributes:
         host_grid: the flow times of the scheduler's own steps, all of them.
+        mu: the resolution shift that the pipeline gave to its scheduler, if any.
         first: the answer of the first evaluation, at the pipeline's own state and time.
         host: what the scheduler means, as the pipeline configured it.
 
@@ -152,6 +146,7 @@ class Run:
     ) -> None:
         self.name = type(pipe).__name__
         self.host_grid: Tensor | None = None
+        self.mu: float | None = None
         self.closed = False
         self._answers: queue.SimpleQueue[Answer | BaseException] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()

@@ -1,0 +1,49 @@
+"""Schedules as hosts take them. A new text format is a line in ``text.FORMATS``."""
+
+from __future__ import annotations
+
+from oss_ext.export.base import ExportError, Format
+from oss_ext.export.diffusers import arguments, call_arguments
+from oss_ext.export.diffusers_attach import Attachment, attach, scheduled
+from oss_ext.export.text import FORMATS as TEXTS
+from oss_ext.schedule import Schedule
+
+__all__ = [
+    "FORMATS",
+    "Attachment",
+    "ExportError",
+    "Format",
+    "arguments",
+    "attach",
+    "call_arguments",
+    "get",
+    "scheduled",
+    "to",
+]
+
+FORMATS: dict[str, Format] = {form.name: form for form in TEXTS}
+"""Every format that is a text, by name."""
+
+
+def get(name: str) -> Format:
+    """The format called ``name``; ``ExportError`` lists the known ones."""
+    if name not in FORMATS:
+        raise ExportError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False) -> str:
+    """The text that the host called ``name`` takes.
+
+    Args:
+        schedule: what was searched.
+        name: a format; see ``FORMATS``.
+        shift: that the host applies to what it is given (lightx2v).
+        force: also where the host would not run what was searched.
+
+    Raises:
+        ExportError: an unknown format, or a schedule that the host would run otherwise.
+    """
+    form = get(name)
+    form.check(schedule, force)
+    return form.render(schedule, shift)

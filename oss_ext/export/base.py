@@ -1,0 +1,92 @@
+"""What an export format is, and what its host needs of a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from oss_ext.schedule import Schedule
+
+
+class ExportError(ValueError):
+    """A schedule that a host would not run as it was searched; the message says what would."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one host takes a schedule.
+
+    Attributes:
+        name: of the format.
+        host: what takes it, and where it goes in.
+        render: the text for a schedule that ``check`` has let through; ``shift`` is the host's.
+        final_zero: whether the final value, usually 0, belongs to it; None for formats that hold
+            whole tables.
+        scales_noise: the host multiplies its initial noise by its first sigma, and so cannot
+            start below the teacher's first time from the same noise.
+        whole_timesteps: the host takes whole timesteps only; others are rounded, with an error.
+        flow_only: the host runs flow models only.
+    """
+
+    name: str
+    host: str
+    render: Callable[[Schedule, float], str]
+    final_zero: bool | None
+    scales_noise: bool = False
+    whole_timesteps: bool = False
+    flow_only: bool = False
+
+    def check(self, schedule: Schedule, force: bool = False) -> None:
+        """``ExportError`` if the host would not run what was searched, unless ``force``."""
+        if force:
+            return
+        if self.scales_noise and schedule.starts_below:
+            raise ExportError(
+                f"{self.name}: this host scales its noise by its first sigma, but the schedule "
+                f"starts at {schedule.sigmas[0]:.6g} from the noise as it is (free start); search "
+                f"with start='pinned' (oss search --for {self.name})"
+            )
+        if self.flow_only and schedule.path.name != "flow":
+            raise ExportError(
+                f"{self.name}: expected a schedule of a flow model, got one of a "
+                f"{schedule.path.name} path"
+            )
+        if not all(map(math.isfinite, schedule.sigmas)):
+            raise ExportError(
+                f"{self.name}: the schedule starts at pure noise, where sigma is infinite, and "
+                "this host counts in sigmas"
+            )
+
+
+def number(value: float) -> str:
+    """Enough digits to come back as the same float32."""
+    return f"{value:.9g}"
+
+
+def numbers(values: tuple[float, ...]) -> str:
+    """``values`` with commas between them."""
+    return ", ".join(map(number, values))
+
+
+def whole_timesteps(schedule: Schedule, shift: float = 1.0) -> list[int]:
+    """The nearest whole timesteps of 1000 (or of the path's own count) for every step.
+
+    Args:
+        shift: that the host applies to them again; flow paths only.
+
+    Raises:
+        ExportError: two steps fall on the same one.
+    """
+    if schedule.path.name == "flow":
+        times = schedule.times[:-1]
+        values = [1000 * t / (shift - (shift - 1) * t) for t in times]
+    else:
+        values = list(schedule.timesteps)
+    rounded = [round(value) for value in values]
+    if len(set(rounded)) < len(rounded):
+        raise ExportError(
+            f"timesteps: expected {len(rounded)} different whole numbers, got {rounded}; search "
+            "on a coarser teacher grid, or with fewer steps"
+        )
+    return rounded

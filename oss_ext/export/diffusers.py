@@ -1,0 +1,160 @@
+"""diffusers: the call arguments that a scheduler turns into exactly the schedule.
+
+Schedulers shift, stretch and respace what they are given. ``arguments`` inverts that for the very
+configuration and then asks the scheduler itself whether it has the schedule. Where pipelines take
+no schedule, schedulers could not hold it, or it starts below the teacher's first time, ``attach``
+(diffusers_attach.py) is the way.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oss_ext.export.base import ExportError
+from oss_ext.export.diffusers_attach import check_host, first_scale
+from oss_ext.hosts import Host, read_host
+from oss_ext.schedule import Schedule
+
+RESPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+SIGMA_TOLERANCE = 2e-6
+"""Relative; hosts hold sigmas in float32."""
+
+
+def arguments(
+    schedule: Schedule, scheduler: Any, *, mu: float | None = None, force: bool = False
+) -> dict[str, Any]:
+    """The call arguments with which ``scheduler`` ends up with exactly this schedule.
+
+    Args:
+        schedule: what was searched.
+        scheduler: a diffusers scheduler; left alone.
+        mu: the resolution shift that the pipeline will pass, for ``use_dynamic_shifting``.
+        force: also for a schedule of another path.
+
+    Returns:
+        ``{"sigmas": array}`` or ``{"timesteps": list}``, for ``pipe(...)`` or ``set_timesteps``.
+
+    Raises:
+        ExportError: the scheduler takes no schedule, respaces what it is given, would start from
+            scaled noise, or ends up with something else; ``attach`` is the way then.
+    """
+    host = read_host(scheduler)
+    check_host(schedule, host, force)
+    _check_configuration(schedule, host, mu)
+    takes = inspect.signature(type(scheduler).set_timesteps).parameters
+    times = torch.tensor(schedule.times, dtype=torch.float64)
+    sigmas = host.sigmas(times)
+    if "sigmas" in takes and (host.state == "flow" or host.state == "ve"):
+        given: dict[str, Any] = {"sigmas": _before_shift(host, sigmas, mu)}
+    elif "timesteps" in takes:
+        given = {"timesteps": [int(t) for t in host.timesteps(times[:-1]).round().tolist()]}
+    else:
+        raise ExportError(f"{host.name} takes no schedule; {ATTACH}")
+    trial = copy.deepcopy(scheduler)
+    shift = {"mu": mu} if mu is not None and "mu" in takes else {}
+    trial.set_timesteps(**given, **shift)
+    _check_result(given, torch.as_tensor(trial.sigmas).double(), sigmas, host)
+    return given
+
+
+ATTACH = "use export.attach(schedule, pipe)"
+
+
+def _check_configuration(schedule: Schedule, host: Host, mu: float | None) -> None:
+    config, name = host.config, host.name
+    if schedule.solver != "euler":
+        raise ExportError(f"solver: {name} cannot be told to use {schedule.solver!r}; {ATTACH}")
+    for key in RESPACED:
+        if config.get(key, False):
+            raise ExportError(f"{name} with {key}=True respaces what it is given; {ATTACH}")
+    if config.get("use_dynamic_shifting", False) and mu is None:
+        raise ExportError(
+            f"mu: {name} shifts by resolution; expected the mu that the pipeline computes (FLUX at "
+            f"1024 x 1024 has 1.15), or {ATTACH}"
+        )
+    if config.get("shift_terminal") and host.state == "flow":
+        least, terminal = schedule.times[-2], float(config["shift_terminal"])
+        if abs(least - terminal) > 1e-6:
+            raise ExportError(
+                f"{name} stretches every schedule so that its last step starts at {terminal}, but "
+                f"this one's starts at {least:.6g}; {ATTACH}"
+            )
+    if schedule.starts_below and host.state in ("ve", "edm"):
+        raise ExportError(
+            f"{name} scales its noise by its first sigma, but the schedule starts at "
+            f"{schedule.sigmas[0]:.6g} from the noise as it is (free start); {ATTACH}, or search "
+            "with start='pinned'"
+        )
+    if schedule.starts_below and host.state == "vp":
+        raise ExportError(
+            f"{name} starts from noise of variance 1, but the schedule starts from "
+            f"{first_scale(schedule, host):.6g} times that (free start); {ATTACH}, or search with "
+            "start='pinned'"
+        )
+
+
+def _before_shift(host: Host, sigmas: Tensor, mu: float | None) -> Any:
+    """What the host turns into ``sigmas``: before its shift, with the final 0 or without."""
+    if host.state == "ve":
+        return sigmas.tolist()
+    config, inner = host.config, sigmas[:-1]
+    if config.get("invert_sigmas", False):
+        inner = 1 - inner
+    if config.get("use_dynamic_shifting", False):
+        assert mu is not None
+        linear = config.get("time_shift_type", "exponential") == "linear"
+        shift = mu if linear else math.exp(mu)
+    else:
+        shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
+    values = inner / (shift - (shift - 1) * inner)
+    # UniPC multiplies what it is given, which a list cannot be.
+    return values.numpy() if host.name == "UniPCMultistepScheduler" else values.tolist()
+
+
+def _check_result(given: dict[str, Any], got: Tensor, wanted: Tensor, host: Host) -> None:
+    """The scheduler has the schedule; else ``ExportError`` says what it has."""
+    got = got.cpu()
+    if host.scheduler.order == 2:  # two-stage solvers repeat every inner level
+        got = torch.cat([got[:1], got[1:-1:2], got[-1:]])
+    if len(got) == len(wanted):
+        error = (got - wanted).abs() / wanted.abs().clamp(min=1e-3)
+        # UniPC takes 1e-6 off a sigma of exactly 1.
+        if float(error.max()) <= SIGMA_TOLERANCE:
+            return
+        if "timesteps" in given:
+            worst = int(error.argmax())
+            raise ExportError(
+                f"{host.name} takes whole timesteps only: at step {worst} it would have sigma "
+                f"{float(got[worst]):.6g} for {float(wanted[worst]):.6g}; search on whole "
+                f"timesteps (oss search --for diffusers), or {ATTACH}"
+            )
+    raise ExportError(
+        f"{host.name} would make {[round(v, 6) for v in got.tolist()]} of it; {ATTACH}"
+    )
+
+
+def call_arguments(
+    schedule: Schedule, pipe: Any, *, mu: float | None = None, force: bool = False
+) -> dict[str, Any]:
+    """``arguments`` for ``pipe(...)``: refused where the pipeline would drop them.
+
+    Raises:
+        ExportError: as ``arguments``, or the pipeline takes no such argument, or drops it.
+    """
+    given = arguments(schedule, pipe.scheduler, mu=mu, force=force)
+    name, kind = type(pipe).__name__, next(iter(given))
+    if kind not in inspect.signature(type(pipe).__call__).parameters:
+        raise ExportError(f"{name} takes no {kind}; {ATTACH}")
+    drops = pipe.scheduler.config.get("use_flow_sigmas", False)
+    if kind == "sigmas" and drops and "use_flow_sigmas" in inspect.getsource(type(pipe).__call__):
+        raise ExportError(f"{name} drops sigmas when its scheduler has use_flow_sigmas; {ATTACH}")
+    if isinstance(given.get("sigmas"), np.ndarray):
+        given["sigmas"] = np.asarray(given["sigmas"], dtype=np.float64)
+    return given

@@ -1,0 +1,171 @@
+"""A diffusers pipeline that runs exactly a schedule, whatever its scheduler and arguments are.
+
+A stand-in of the scheduler's own class is put in its place. It keeps the scheduler's state and
+shows the network what the original would, and takes the steps that were searched, the initial
+scale of a free start included.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oss_ext.export.base import ExportError
+from oss_ext.hosts import Host, StandIn, StepOutput, read_host, stand_in
+from oss_ext.noise import FlowPath, VPPath
+from oss_ext.schedule import Schedule
+
+
+def check_host(schedule: Schedule, host: Host, force: bool = False) -> None:
+    """``ExportError`` if the schedule was searched on another noise path, unless ``force``."""
+    ours, theirs = schedule.path, host.path
+    same = type(ours) is type(theirs)
+    if same and isinstance(ours, VPPath) and isinstance(theirs, VPPath):
+        same = ours.train_steps == theirs.train_steps and torch.allclose(
+            ours.knots, theirs.knots, atol=1e-4
+        )
+    if same and isinstance(ours, FlowPath) and isinstance(theirs, FlowPath):
+        same = ours.reverse == theirs.reverse
+    if not (same or force):
+        raise ExportError(
+            f"schedule: searched on the path {ours}, but {host.name} is configured for {theirs}"
+        )
+
+
+def first_scale(schedule: Schedule, host: Host) -> float:
+    """What multiplies standard normal noise to make the first state, as the scheduler has it.
+
+    The search starts every run from ``x[N]``, in flow coordinates, whatever its first time.
+    """
+    return host.scale(schedule.times[0]) * host.noise_scale(schedule.teacher_times[-1])
+
+
+class Scheduled(StandIn):
+    """A scheduler that takes the steps of ``schedule``, whatever it is asked for."""
+
+    schedule: Schedule
+    host: Host
+    order = 1
+
+    def set_timesteps(
+        self, num_inference_steps: Any = None, device: Any = None, **options: Any
+    ) -> None:
+        times = torch.tensor(self.schedule.times, dtype=torch.float64)
+        steps = self.host.timesteps(times[:-1])
+        self.timesteps = steps.to(
+            device=device, dtype=torch.int64 if self.host.whole_timesteps else torch.float32
+        )
+        self.sigmas = self.host.sigmas(times).float()
+        self.num_inference_steps = self.schedule.steps
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+
+    @property
+    def init_noise_sigma(self) -> float:
+        return first_scale(self.schedule, self.host)
+
+    @property
+    def step_index(self) -> int | None:
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        self._begin_index = begin_index
+
+    def _index(self, timestep: Any) -> int:
+        if self._step_index is None:
+            if self._begin_index is not None:
+                self._step_index = self._begin_index
+            else:
+                wanted = torch.as_tensor(timestep).to(self.timesteps).flatten()[0]
+                self._step_index = int((self.timesteps - wanted).abs().argmin())
+        return self._step_index
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        t = self.schedule.times[self._index(timestep)]
+        factor = self.host.input_scale(t) / self.host.scale(t)
+        return sample if factor == 1 else sample * factor
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
+    ) -> StepOutput:
+        """One Euler step in flow coordinates, in float32."""
+        k = self._index(timestep)
+        t, t_next = self.schedule.times[k : k + 2]
+        x = sample.float() / self.host.scale(t)
+        v = self.host.velocity(model_output, x, t)
+        moved = torch.add(x, v, alpha=t_next - t) * self.host.scale(t_next)
+        self._step_index = k + 1
+        return StepOutput((moved.to(sample.dtype),), x - t * v)
+
+
+class Attachment:
+    """A pipeline whose scheduler takes a schedule's steps, until ``detach`` or the block ends."""
+
+    def __init__(self, pipe: Any, scheduler: Any) -> None:
+        self._pipe, self._original = pipe, pipe.scheduler
+        # Not by attribute: setting a component rewrites configurations.
+        vars(pipe)["scheduler"] = scheduler
+
+    def detach(self) -> None:
+        """Put the pipeline's own scheduler back."""
+        vars(self._pipe)["scheduler"] = self._original
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+
+def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any:
+    """A copy of ``scheduler`` that takes the steps of ``schedule`` and nothing else.
+
+    It is of the scheduler's own class, keeps its state and shows the network what the original
+    would, and takes Euler steps at the schedule's times whatever the class's own solver is.
+
+    Raises:
+        ExportError: a schedule of another path (unless ``force``) or of a solver that no host has.
+        UnknownScheduler: a scheduler that cannot be read.
+    """
+    host = read_host(scheduler)
+    check_host(schedule, host, force)
+    if schedule.solver != "euler":
+        raise ExportError(f"solver: expected 'euler', got {schedule.solver!r}")
+    made = stand_in(Scheduled, scheduler)
+    made.schedule, made.host = schedule, host
+    made.set_timesteps()
+    return made
+
+
+def attach(
+    schedule: Schedule, pipe: Any, *, scheduler: Any = None, force: bool = False
+) -> Attachment:
+    """Make ``pipe(...)`` run exactly this schedule, whatever its scheduler and arguments are.
+
+    ``with attach(schedule, pipe): pipe(prompt)`` or, until ``detach()``, ``attach(schedule,
+    pipe)``. Image-to-image pipelines cut schedules by index: attach ``schedule.cut(strength=0.6)``
+    and call with ``strength=1``.
+
+    Args:
+        schedule: what was searched.
+        pipe: the pipeline to run.
+        scheduler: the one it was searched with, if that was not ``pipe.scheduler``.
+        force: also for a schedule of another pipeline class or another path.
+
+    Raises:
+        ExportError: a schedule of another model, path or solver.
+        UnknownScheduler: a scheduler that cannot be read.
+    """
+    name = type(pipe).__name__
+    if schedule.model.endswith("Pipeline") and schedule.model != name and not force:
+        raise ExportError(
+            f"schedule: searched for {schedule.model}, got {name}; force=True goes on"
+        )
+    made = scheduled(schedule, pipe.scheduler if scheduler is None else scheduler, force=force)
+    return Attachment(pipe, made)
