@@ -20,7 +20,7 @@ FLOORS = (
     ("version", "arguments", "files", "progress"),
     ("noise", "ops", "distributed"),
     ("schedule", "metrics", "hosts"),
-    ("models", "solvers", "export"),
+    ("models", "solvers", "export", "presets"),
     ("teacher", "sampling"),
     ("dp",),
     ("refine", "evaluate"),

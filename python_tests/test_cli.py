@@ -215,7 +215,7 @@ def test_a_bad_budget_is_found_before_the_teacher_runs(
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("the teacher was run")
 
-    monkeypatch.setattr(cli, "make_teacher", never)
+    monkeypatch.setattr(cli.search, "make_teacher", never)
     assert_fails(oss("search", *TINY, "--steps=9"), "steps: expected")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from oss_ext.export.base import ExportError, Format
+from oss_ext.export.base import ExportError, Format, Needs, whole_grid
 from oss_ext.export.diffusers import arguments, call_arguments
 from oss_ext.export.diffusers_attach import Attachment, attach, scheduled
 from oss_ext.export.text import FORMATS as TEXTS
+from oss_ext.noise import FlowPath, Path, VPPath
 from oss_ext.schedule import Schedule
 
 __all__ = [
+    "DIFFUSERS",
     "FORMATS",
     "Attachment",
     "ExportError",
@@ -17,9 +19,14 @@ __all__ = [
     "attach",
     "call_arguments",
     "get",
+    "needs",
     "scheduled",
     "to",
+    "whole_grid",
 ]
+
+DIFFUSERS = "diffusers"
+"""The host that is given arguments instead of a text; see ``arguments``."""
 
 FORMATS: dict[str, Format] = {form.name: form for form in TEXTS}
 """Every format that is a text, by name."""
@@ -47,3 +54,11 @@ def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False
     form = get(name)
     form.check(schedule, force)
     return form.render(schedule, shift)
+
+
+def needs(name: str, path: Path) -> Needs:
+    """What a search for the host called ``name`` must keep to, for a model of ``path``."""
+    if name == DIFFUSERS:  # as call arguments; ``attach`` needs nothing
+        return Needs(not isinstance(path, FlowPath), isinstance(path, VPPath))
+    form = get(name)
+    return Needs(form.scales_noise, form.whole_timesteps)

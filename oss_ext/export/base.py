@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from oss_ext.noise import FlowPath, Path, distinct
 from oss_ext.schedule import Schedule
 
 
@@ -57,6 +60,33 @@ class Format:
                 f"{self.name}: the schedule starts at pure noise, where sigma is infinite, and "
                 "this host counts in sigmas"
             )
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a search must keep to for a host to run its result."""
+
+    pinned: bool
+    whole_timesteps: bool
+
+
+def whole_grid(times: Tensor, path: Path, shift: float = 1.0) -> Tensor:
+    """A teacher grid moved to whole timesteps, ``[N'+1]``; times that fall together count once.
+
+    Args:
+        times: flow times, ascending.
+        path: of the model; on a flow path there are 1000 timesteps.
+        shift: that the host applies to its timesteps; flow paths only.
+    """
+    if isinstance(path, FlowPath):
+        before = times / (shift - (shift - 1) * times)
+        whole = (1000 * before).round() / 1000
+        moved = shift * whole / (1 + (shift - 1) * whole)
+    else:
+        inside = times >= path.span[0] - 1e-9  # the end below the first timestep is never asked
+        moved = times.clone()
+        moved[inside] = path.flow_times(path.model_times(times[inside]).round())
+    return distinct(moved)
 
 
 def number(value: float) -> str:

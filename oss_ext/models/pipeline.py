@@ -18,6 +18,7 @@ from torch import Tensor
 from oss_ext import arguments
 from oss_ext.hosts import read_host
 from oss_ext.models.base import Model, hash_of
+from oss_ext.models.pipeline_load import diffusers_class, import_diffusers, load_pipeline
 from oss_ext.models.pipeline_run import Ended, Request, Run
 
 MAIN = ("prompt", "prompt_embeds", "class_labels", "image", "video")
@@ -318,3 +319,38 @@ def from_pipeline(
     items = count_items(call)
     batch = items if batch is None else arguments.whole_number("batch", batch)
     return PipelineModel(pipe, scheduler, items, batch, call)
+
+
+def from_folder(
+    folder: str,
+    prompts: Sequence[str] | None,
+    *,
+    scheduler: str | None = None,
+    batch: int | None = None,
+    call: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> PipelineModel:
+    """A diffusers pipeline from a folder, or from the hub, as a model.
+
+    Args:
+        folder: that ``save_pretrained`` wrote, or a name on the hub.
+        options: ``dtype``, ``device``, ``offload``, ``lora``, ``kind``; see ``load_pipeline``.
+        prompts: what to condition on; None for pipelines that ``call`` conditions.
+        scheduler: name of a scheduler class to use in place of the pipeline's own.
+        batch: prompts per call of the network.
+        call: further arguments of ``pipe(...)``.
+
+    Raises:
+        ValueError: as ``load_pipeline`` and ``from_pipeline``.
+    """
+    pipe = load_pipeline(folder, **options)
+    if scheduler is not None:
+        kind = diffusers_class(import_diffusers(), scheduler, "scheduler")
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    arguments_ = dict(call or {})
+    if prompts is not None:
+        arguments_["prompt"] = list(prompts)
+    try:
+        return from_pipeline(pipe, batch=batch, **arguments_)
+    except TypeError as error:  # an argument that the pipeline does not have
+        raise ValueError(f"pipeline: {error}") from None

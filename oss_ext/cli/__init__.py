@@ -1,0 +1,57 @@
+"""The command line ``oss``: parse, call, print. A new command is a function and a line here."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import oss_ext
+from oss_ext.cli import info, schedules, search, students
+
+INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(oss_ext.__version__, prog_name="oss")
+def cli() -> None:
+    """Optimal few-step sampling schedules for diffusion and flow-matching models.
+
+    \b
+    oss search --model digits --steps 5,10 --out schedules
+    oss search --pipeline DIR --prompts prompts.txt --steps 8,10 --out schedules
+    oss show schedules/digits-10.json
+    oss compare schedules/digits-5.json schedules/digits-10.json
+    oss sample schedules/digits-10.json --out samples.png
+    oss export schedules/digits-10.json --to comfyui
+    """
+
+
+for command in (
+    search.search,
+    students.sample,
+    schedules.show,
+    students.compare,
+    schedules.export_schedule,
+    schedules.list_presets,
+    info.list_models,
+    info.backends,
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point: errors are one line on stderr; 0 done, 1 failed, 2 misused, 130 interrupted."""
+    try:
+        status = cli(prog_name="oss", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        status = INTERRUPTED
+    except (ValueError, RuntimeError, OSError) as error:
+        # torch appends stack traces to its messages.
+        click.echo(f"error: {str(error).splitlines()[0] if str(error) else error!r}", err=True)
+        status = 1
+    sys.exit(status or 0)

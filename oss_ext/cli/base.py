@@ -1,0 +1,189 @@
+"""What the commands share: option types, the choice of a model, and checks before long work."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from oss_ext import models, presets
+from oss_ext.models import Model, pipeline_load
+from oss_ext.report import is_image, is_picture_file
+from oss_ext.schedule import Schedule
+
+PRESET = "preset:"
+
+
+class Budgets(click.ParamType):  # type: ignore[type-arg]
+    """Step counts such as ``5,10``."""
+
+    name = "INT[,INT...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
+        try:
+            return [int(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"expected whole numbers separated by commas, got {value!r}", param, ctx)
+
+
+class KeyValue(click.ParamType):  # type: ignore[type-arg]
+    """``key=value``; a value is JSON where it can be, and one with commas is a list."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            self.fail(f"expected key=value, got {value!r}", param, ctx)
+        whole = _literal(text)
+        if isinstance(whole, str) and "," in text:
+            return key, [_literal(part) for part in text.split(",")]
+        return key, whole
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model that a command's options describe."""
+
+    pipeline: str | None
+    prompts: Path | None
+    options: dict[str, Any]
+    pipeline_options: dict[str, Any]
+
+    def load(self, name: str) -> Model:
+        """The pipeline if one is given, else the model called ``name``."""
+        if self.pipeline is None:
+            given = {"--prompts": self.prompts, **self.pipeline_options}
+            for option, value in given.items():
+                if value not in (None, (), "float32", "cpu"):
+                    raise click.UsageError(f"{option} belongs to --pipeline; use --set for models")
+            return models.load(name, **self.options)
+        prompts = None if self.prompts is None else pipeline_load.read_prompts(self.prompts)
+        return models.from_folder(
+            self.pipeline, prompts, call=self.options, **self.pipeline_options
+        )
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that choose a model; the command gets them as one ``choice``."""
+
+    @click.option(
+        "--set",
+        "options",
+        type=KeyValue(),
+        multiple=True,
+        help="Option of the model, e.g. --set labels=3,1,4; with --pipeline, argument of its "
+        "call, e.g. --set height=1024. Repeatable.",
+    )
+    @click.option("--pipeline", metavar="DIR", help="A diffusers pipeline: folder or name.")
+    @click.option(
+        "--prompts",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Prompts for --pipeline: UTF-8 text, one a line.",
+    )
+    @click.option("--scheduler", metavar="CLASS", help="Scheduler in place of the pipeline's own.")
+    @click.option("--batch", type=click.IntRange(1), help="Prompts per call of the pipeline.")
+    @click.option("--dtype", type=click.Choice(list(pipeline_load.DTYPES)), default="float32",
+                  show_default=True, help="Weights of the pipeline.")  # fmt: skip
+    @click.option("--device", default="cpu", show_default=True, help="Where the pipeline runs.")
+    @click.option("--offload", type=click.Choice(pipeline_load.OFFLOADS),
+                  help="Keep on the device only what runs.")  # fmt: skip
+    @click.option(
+        "--lora", multiple=True, metavar="FILE", help="Adapter for the pipeline. Repeatable."
+    )
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,
+        options: tuple[tuple[str, Any], ...],
+        pipeline: str | None,
+        prompts: Path | None,
+        scheduler: str | None,
+        batch: int | None,
+        dtype: str,
+        device: str,
+        offload: str | None,
+        lora: tuple[str, ...],
+        **rest: Any,
+    ) -> None:
+        of_pipeline = {"scheduler": scheduler, "batch": batch, "dtype": dtype, "device": device,
+                       "offload": offload, "lora": lora}  # fmt: skip
+        command(*args, choice=Choice(pipeline, prompts, dict(options), of_pipeline), **rest)
+
+    return wrapped
+
+
+batch_option = click.option(
+    "--max-batch", type=click.IntRange(1), help="Rows per model call. [default: all samples]"
+)
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
+schedules_argument = click.argument(
+    "schedule_files", metavar="SCHEDULE...", nargs=-1, required=True
+)
+
+
+def load_schedule(name: str | Path) -> Schedule:
+    """The schedule in a file, or the preset called ``preset:NAME``."""
+    text = str(name)
+    if text.startswith(PRESET):
+        return presets.load(text.removeprefix(PRESET)).schedule
+    return Schedule.load(text)
+
+
+def load_for(schedules: list[Schedule], choice: Choice) -> Model:
+    """The model that the schedules name, or the pipeline, with the user's options."""
+    searched = [schedule for schedule in schedules if schedule.model_hash]
+    names = {schedule.model for schedule in searched}
+    if len(names) > 1:
+        raise click.UsageError(f"the schedules belong to different models: {sorted(names)}")
+    if choice.pipeline is None and (not names or next(iter(names)) not in models.MODELS):
+        raise click.UsageError(
+            f"the model {(names or {schedules[0].model}).pop()!r} is not a bundled one; give its "
+            "--pipeline"
+        )
+    model = choice.load(names.pop() if names else "")
+    if any(schedule.model_hash != model.fingerprint() for schedule in searched):
+        click.echo(
+            f"note: searched with other weights or options than this {model.name!r} "
+            f"({model.fingerprint()})",
+            err=True,
+        )
+    return model
+
+
+def check_writable(folder: Path) -> None:
+    """Prove before any long work that ``folder`` can be written to, or made; leave nothing."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+def check_picture(option: str, path: Path) -> None:
+    """``path`` can be written and stands for a picture format."""
+    if not is_picture_file(path):
+        raise click.UsageError(f"{option}: expected a picture such as {path.stem}.png, got {path}")
+    check_writable(path.parent)
+
+
+def check_images(option: str, model: Model) -> None:
+    """The model's samples can be shown."""
+    if not is_image(model.shape):
+        raise click.UsageError(
+            f"{option}: expected a model of images [1 or 3, H, W] for a picture, "
+            f"got {model.name!r} with samples of shape {list(model.shape)}"
+        )

@@ -1,0 +1,112 @@
+"""``oss show``, ``oss export`` and ``oss presets``: schedules without their models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from oss_ext import export, presets
+from oss_ext.cli.base import (
+    PRESET,
+    check_picture,
+    check_writable,
+    load_schedule,
+    schedules_argument,
+)
+from oss_ext.files import replacing
+from oss_ext.models import pipeline_load
+from oss_ext.report import plot_schedules, schedule_table
+
+
+@click.command()
+@schedules_argument
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also write a plot.")
+def show(schedule_files: tuple[str, ...], plot: Path | None) -> None:
+    """Print schedules as tables, and plot them. A SCHEDULE is a file or preset:NAME."""
+    if plot is not None:
+        check_picture("--plot", plot)
+    schedules = {name: load_schedule(name) for name in schedule_files}
+    click.echo("\n\n".join(schedule_table(schedule) for schedule in schedules.values()))
+    if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        plot_schedules(schedules, plot)
+        click.echo(f"wrote {plot}")
+
+
+@click.command("export")
+@click.argument("schedule_file", metavar="SCHEDULE")
+@click.option("--to", "host", required=True,
+              type=click.Choice([*export.FORMATS, export.DIFFUSERS]), help="Host.")  # fmt: skip
+@click.option("--shift", type=float, default=1.0, show_default=True,
+              help="Shift that the host applies to what it is given (lightx2v).")  # fmt: skip
+@click.option("--scheduler", "scheduler_folder", metavar="DIR",
+              help="For diffusers: the folder of the pipeline, or of its scheduler.")  # fmt: skip
+@click.option("--mu", type=float,
+              help="For diffusers: the resolution shift that the pipeline computes.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write to a file. [default: print]")  # fmt: skip
+@click.option("--force", is_flag=True, help="Also where the host would run something else.")
+def export_schedule(
+    schedule_file: str,
+    host: str,
+    shift: float,
+    scheduler_folder: str | None,
+    mu: float | None,
+    out: Path | None,
+    force: bool,
+) -> None:
+    """Turn SCHEDULE, a file or preset:NAME, into what a host takes.
+
+    \b
+    oss export schedules/digits-10.json --to comfyui
+    oss export preset:sdxl-ays-10 --to diffusers --scheduler DIR
+    """
+    if out is not None:
+        check_writable(out.parent)
+    schedule = load_schedule(schedule_file)
+    if host == export.DIFFUSERS:
+        if scheduler_folder is None:
+            raise click.UsageError(
+                "--scheduler: expected the folder of the pipeline or of its scheduler, because "
+                "schedulers shift and respace what they are given"
+            )
+        scheduler = load_scheduler(scheduler_folder)
+        given = export.arguments(schedule, scheduler, mu=mu, force=force)
+        text = json.dumps({name: list(map(float, values)) for name, values in given.items()})
+        about = f"arguments of pipe(...) or set_timesteps for {type(scheduler).__name__}"
+    else:
+        text = export.to(schedule, host, shift=shift, force=force)
+        form = export.FORMATS[host]
+        about = form.host
+        if form.final_zero is not None:
+            about += f"; {'ends with' if form.final_zero else 'without'} the final sigma"
+    click.echo(about, err=True)
+    if out is None:
+        click.echo(text)
+        return
+    with replacing(out) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    click.echo(f"wrote {out}", err=True)
+
+
+def load_scheduler(folder: str) -> Any:
+    """The scheduler of a pipeline's folder, or the one that the folder holds."""
+    diffusers = pipeline_load.import_diffusers()
+    inside = Path(folder) / "scheduler"
+    where = inside if inside.is_dir() else Path(folder)
+    try:
+        config = json.loads((where / "scheduler_config.json").read_text(encoding="utf-8"))
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"--scheduler: expected a scheduler in {where}: {error}") from None
+
+
+@click.command("presets")
+def list_presets() -> None:
+    """List the published schedules, usable as preset:NAME in place of a file."""
+    for name in presets.names():
+        preset = presets.load(name)
+        click.echo(f"{PRESET}{name}\n    {preset.about}\n    from {preset.source}")

@@ -1,0 +1,129 @@
+"""``oss search``: schedules for a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from oss_ext import export, noise
+from oss_ext.baselines import uniform
+from oss_ext.cli.base import (
+    Budgets,
+    Choice,
+    batch_option,
+    check_writable,
+    model_options,
+    quiet_option,
+)
+from oss_ext.report import plot_schedules
+from oss_ext.schedule import AGGREGATES, SCOPES, STARTS
+from oss_ext.search import check_budgets, make_objective
+from oss_ext.search import search as search_schedules
+from oss_ext.teacher import teacher as make_teacher
+
+
+@click.command()
+@click.option("--model", "model_name", default="digits", show_default=True,
+              help="Model; see `oss models`.")  # fmt: skip
+@model_options
+@click.option("--steps", type=Budgets(), default="5,10", show_default=True,
+              help="Budgets to write a schedule for; one search serves all.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(1), default=16, show_default=True,
+              help="Calibration samples.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Seed of the calibration noise.")
+@click.option("--teacher-steps", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--grid", type=click.Choice(list(noise.GRIDS)), default="own", show_default=True,
+              help="Teacher's time grid.")  # fmt: skip
+@click.option("--scope", type=click.Choice(SCOPES), default="joint", show_default=True,
+              help="One schedule for all samples, or one each.")  # fmt: skip
+@click.option("--reduce", type=click.Choice(["log_mean", "mean"]),
+              help="Joint search: geometric or arithmetic mean of the errors. "
+              "[default: log_mean]")  # fmt: skip
+@click.option("--aggregate", type=click.Choice(AGGREGATES),
+              help="Instance search: write the mean or median schedule.")  # fmt: skip
+@click.option("--start", type=click.Choice(STARTS),
+              help="Whether the first step may start below the teacher's first time. "
+              "[default: free]")  # fmt: skip
+@click.option("--for", "host", type=click.Choice([*export.FORMATS, export.DIFFUSERS]),
+              help="Keep to what this host can run: pinned start, whole timesteps.")  # fmt: skip
+@click.option("--shift", type=float, default=1.0, show_default=True,
+              help="With --for: shift that the host applies to whole timesteps.")  # fmt: skip
+@batch_option
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="schedules",
+              show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
+@quiet_option
+def search(
+    model_name: str,
+    choice: Choice,
+    steps: list[int],
+    samples: int,
+    seed: int,
+    teacher_steps: int,
+    grid: str,
+    scope: str,
+    reduce: str | None,
+    aggregate: str | None,
+    start: str | None,
+    host: str | None,
+    shift: float,
+    max_batch: int | None,
+    out: Path,
+    quiet: bool,
+) -> None:
+    """Search schedules and write one JSON file per budget.
+
+    Files are called MODEL-STEPS.json (MODEL-STEPS-SAMPLE.json for an instance search without
+    --aggregate). Nothing is written before the search has ended.
+
+    \b
+    oss search --pipeline DIR --prompts prompts.txt --teacher-steps 100 --steps 8,10,20
+    """
+    # Whatever can be wrong is found before the teacher takes its time.
+    check_budgets(steps, teacher_steps)
+    make_objective(scope, reduce, aggregate, start or "free")
+    check_writable(out)
+    model = choice.load(model_name)
+    times = (
+        model.times(teacher_steps)
+        if grid == "own"
+        else noise.GRIDS[grid](model.path, teacher_steps)
+    )
+    if host is not None:
+        needs = export.needs(host, model.path)
+        if needs.pinned and start == "free":
+            raise click.UsageError(f"--start: {host} needs a pinned start, got free")
+        start = "pinned" if needs.pinned else start
+        times = export.whole_grid(times, model.path, shift) if needs.whole_timesteps else times
+        check_budgets(steps, len(times) - 1)
+    if len(times) - 1 < teacher_steps:
+        click.echo(f"note: the teacher's grid has {len(times) - 1} steps", err=True)
+    check_budgets(steps, len(times) - 1)
+    initial = model.noise(samples, seed, start=float(times[-1]))
+    trajectory = make_teacher(model, initial, times=times, max_batch=max_batch, progress=not quiet)
+    result = search_schedules(
+        model,
+        trajectory,
+        steps,
+        scope=scope,
+        reduce=reduce,
+        aggregate=aggregate,
+        start=start or "free",
+        max_batch=max_batch,
+        progress=not quiet,
+    )
+    click.echo(result.summary())
+    out.mkdir(parents=True, exist_ok=True)
+    plotted = {}
+    for budget in result.steps:
+        plotted[f"uniform {budget}"] = uniform(trajectory, budget)
+        if scope == "instance" and aggregate is None:
+            for b, schedule in enumerate(result.schedules(budget)):
+                schedule.save(out / f"{model.name}-{budget}-{b}.json")
+                plotted[f"OSS {budget}, sample {b}"] = schedule
+            continue
+        schedule = result.schedule(budget)
+        schedule.save(out / f"{model.name}-{budget}.json")
+        plotted[f"OSS {budget}"] = schedule
+    plot_schedules(plotted, out / "schedules.png")
+    click.echo(f"wrote {len(plotted) - len(result.steps)} schedules and schedules.png to {out}")

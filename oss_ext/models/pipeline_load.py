@@ -1,0 +1,98 @@
+"""A pipeline from a folder (or a hub name) and its prompts from a file: what a command line has."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oss_ext import arguments
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+OFFLOADS = ("model", "sequential")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a UTF-8 file, one a line; empty lines do not count.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8, or holds no prompt.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"prompts: expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x} at "
+            f"position {error.start}"
+        ) from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompts: expected a prompt a line in {path}, got none")
+    return prompts
+
+
+def import_diffusers() -> Any:
+    """The module ``diffusers``; ``ValueError`` with what to install where it is missing."""
+    try:
+        return importlib.import_module("diffusers")
+    except ImportError as error:
+        raise ValueError(
+            f"pipelines need diffusers ({error}); install it with: pip install 'oss_ext[diffusers]'"
+        ) from None
+
+
+def load_pipeline(
+    folder: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    offload: str | None = None,
+    lora: Sequence[str] = (),
+    kind: str | None = None,
+) -> Any:
+    """``from_pretrained(folder)`` with weights in ``dtype`` on ``device``.
+
+    Args:
+        folder: a folder that ``save_pretrained`` wrote, or a name on the hub.
+        dtype: a name in ``DTYPES``; quantised weights keep their own.
+        device: where it runs.
+        offload: ``model`` or ``sequential``: keep on ``device`` only what runs (accelerate).
+        lora: adapters to load, files or names.
+        kind: the pipeline class; None: the one that the folder names.
+
+    Raises:
+        ValueError: diffusers is missing, an unknown option, or what diffusers says of the folder.
+    """
+    diffusers = import_diffusers()
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if offload is not None and offload not in OFFLOADS:
+        raise ValueError(f"offload: expected one of {', '.join(OFFLOADS)}, got {offload!r}")
+    target = arguments.device("device", device)
+    cls = diffusers_class(diffusers, kind, "kind") if kind else diffusers.DiffusionPipeline
+    try:
+        pipe = cls.from_pretrained(folder, torch_dtype=DTYPES[dtype])
+        for adapter in lora:
+            pipe.load_lora_weights(adapter)
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"pipeline: {folder} cannot be loaded: {reason}") from None
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=target)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=target)
+    else:
+        pipe.to(target)
+    return pipe
+
+
+def diffusers_class(diffusers: Any, name: str, argument: str) -> Any:
+    """The class of diffusers called ``name``; ``ValueError`` if there is none."""
+    found = getattr(diffusers, name, None)
+    if found is None or not hasattr(found, "from_config"):
+        raise ValueError(f"{argument}: expected a class of diffusers, got {name!r}")
+    return found
