@@ -51,7 +51,7 @@ def main() -> None:
         click.echo("interrupted", err=True)
         status = INTERRUPTED
     except (ValueError, RuntimeError, OSError) as error:
-        # torch appends stack traces to its messages.
-        click.echo(f"error: {str(error).splitlines()[0] if str(error) else error!r}", err=True)
+        lines = str(error).splitlines() or [repr(error)]
+        click.echo(f"error: {lines[0]}", err=True)  # torch appends stack traces to its messages
         status = 1
     sys.exit(status or 0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from oss_ext.baselines import uniform
 from oss_ext.cli.base import (
@@ -23,9 +25,12 @@ from oss_ext.cli.base import (
 )
 from oss_ext.evaluate import compare as compare_schedules
 from oss_ext.evaluate import score_table
+from oss_ext.export import attach
 from oss_ext.files import replacing
+from oss_ext.models.pipeline import PipelineModel
 from oss_ext.report import is_picture_file, plot_samples
 from oss_ext.sampling import sample as sample_schedule
+from oss_ext.schedule import Schedule
 from oss_ext.teacher import teacher as make_teacher
 
 
@@ -54,6 +59,12 @@ def sample(
     schedule = load_schedule(schedule_file)
     check_writable(out.parent)
     model = load_for([schedule], choice)
+    if isinstance(model, PipelineModel) and not tensors:
+        plot_samples(
+            {f"{schedule.method} {schedule.steps}": draw(model, schedule, samples, seed)}, out
+        )
+        click.echo(f"wrote {samples} samples to {out}")
+        return
     if not tensors:
         check_images("--out", model)
     noise = model.noise(samples, seed, start=schedule.teacher_times[-1])
@@ -65,6 +76,27 @@ def sample(
     else:
         plot_samples({f"{schedule.method} {schedule.steps}": result}, out)
     click.echo(f"wrote {samples} samples to {out}")
+
+
+def draw(model: PipelineModel, schedule: Schedule, samples: int, seed: int) -> Tensor:
+    """What the pipeline itself makes with the schedule, ``[samples, 3, H, W]`` in [-1, 1].
+
+    Of videos, the frame in the middle.
+    """
+    slots = model.slots or 1
+    images: list[Tensor] = []
+    with attach(schedule, model.pipe):
+        for first in range(0, samples, slots):
+            call = model.call(first // slots, model.seeds(first, seed))
+            made = model.pipe(**call | {"num_inference_steps": schedule.steps})
+            pictures = getattr(made, "images", None)
+            if pictures is None:
+                pictures = [video[len(video) // 2] for video in made.frames]
+            for picture in pictures:
+                pixels = torch.from_numpy(np.array(picture))
+                scale = 127.5 if pixels.dtype == torch.uint8 else 0.5
+                images.append((pixels / scale - 1).permute(2, 0, 1).float())
+    return torch.stack(images[:samples])
 
 
 @click.command()

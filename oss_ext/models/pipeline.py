@@ -69,6 +69,7 @@ class PipelineModel(Model):
     """A pipeline with its call arguments; see ``from_pipeline``.
 
     Attributes:
+        pipe: the pipeline.
         host: what the pipeline's scheduler means.
         mu: the resolution shift that the pipeline gives to its scheduler, if any.
         nfe_probe: evaluations that pipelines made at their own first state, to set up.
@@ -77,7 +78,7 @@ class PipelineModel(Model):
     def __init__(
         self, pipe: Any, scheduler: Any, items: int, batch: int, call: Mapping[str, Any]
     ) -> None:
-        self._pipe, self._scheduler, self._call = pipe, scheduler, dict(call)
+        self.pipe, self._scheduler, self._call = pipe, scheduler, dict(call)
         self._steps = self._call.pop("num_inference_steps", 50)
         self._items, self.slots, self.one_time_per_call = items, batch, True
         self._groups = math.lcm(items, batch) // batch  # of calls with different conditioning
@@ -128,9 +129,8 @@ class PipelineModel(Model):
         states = []
         assert self.slots is not None
         for first in range(0, batch, self.slots):
-            seeds = [SEED_STRIDE * seed + first + k for k in range(self.slots)]
             group = first // self.slots % self._groups
-            run = self._start(group, seeds)
+            run = self._start(group, self.seeds(first, seed))
             t = float(self._grid(run)[-1])
             state = run.first.sample[: self.slots].float() / self.host.scale(t)
             if start is not None:
@@ -141,19 +141,26 @@ class PipelineModel(Model):
     def fingerprint(self) -> str:
         return self._hash
 
+    def seeds(self, first: int, seed: int) -> list[int]:
+        """The seeds of the generators for the samples from ``first`` on that one call holds."""
+        return [SEED_STRIDE * seed + first + k for k in range(self.slots or 1)]
+
+    def call(self, group: int, seeds: Sequence[int]) -> dict[str, Any]:
+        """The arguments of ``pipe(...)`` for the items of a group, with generators of ``seeds``."""
+        call = dict(self._call, num_inference_steps=self._steps)
+        call |= select(call, self._items, group, self.slots or 1)
+        generators = [torch.Generator().manual_seed(value) for value in seeds]
+        call["generator"] = generators if len(generators) > 1 else generators[0]
+        return call
+
     # --- runs of the pipeline ---
 
     def _start(self, group: int, seeds: Sequence[int] | None) -> Run:
         """A run of the pipeline for the items of ``group``, in place of the one there was."""
         if group in self._runs:
             self._runs.pop(group).close()
-        call = dict(self._call, num_inference_steps=self._steps)
-        call |= select(call, self._items, group, self.slots or 1)
-        if seeds is None:
-            seeds = list(range(self.slots or 1))
-        generators = [torch.Generator().manual_seed(value) for value in seeds]
-        call["generator"] = generators if len(generators) > 1 else generators[0]
-        run = Run(self._pipe, self._scheduler, call, self._encoded)
+        call = self.call(group, seeds or range(self.slots or 1))
+        run = Run(self.pipe, self._scheduler, call, self._encoded)
         self.nfe_probe += self.slots or 1
         self._check_rows(run)
         self._runs[group] = run
@@ -193,7 +200,7 @@ class PipelineModel(Model):
         parts += [self.host.sigma_data, self.shape]
         for key in sorted(self._call):
             parts += [key, *_identity(self._call[key])]
-        components = getattr(self._pipe, "components", {})
+        components = getattr(self.pipe, "components", {})
         for key in sorted(components):
             module = components[key]
             if isinstance(module, torch.nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def load_pipeline(
     target = arguments.device("device", device)
     cls = diffusers_class(diffusers, kind, "kind") if kind else diffusers.DiffusionPipeline
     try:
-        pipe = cls.from_pretrained(folder, torch_dtype=DTYPES[dtype])
+        with warnings.catch_warnings():  # newer versions call it dtype, older ones do not know that
+            warnings.simplefilter("ignore", FutureWarning)
+            pipe = cls.from_pretrained(folder, torch_dtype=DTYPES[dtype])
         for adapter in lora:
             pipe.load_lora_weights(adapter)
     except (OSError, ValueError, AttributeError, KeyError) as error:
