@@ -1,0 +1,142 @@
+"""A network that someone else trained, from its wheel to a searched schedule and its worth.
+
+21cmPSDenoiser (Breitman et al., MIT licence, 9.1 million parameters) removes sample variance from
+power spectra of the 21-cm signal. It is a conditional score model on the VP SDE (beta 0.1 to 20)
+that predicts eps and counts time from 0 to 999. Its weights are in its wheel, which pip fetches;
+nothing of it is shipped here.
+
+    python examples/power_spectra.py               # teacher, search, held-out table: 4 minutes
+    python examples/power_spectra.py --grid edm    # with another of the paper's teachers
+
+The conditions are synthetic: smooth power laws with the anisotropy and the sample variance of a
+survey, in the ranges that the network was trained on. What is measured is the distance to the
+network's own 100-step result, for conditions and noise that the search has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import oss_ext as oss
+from oss_ext.evaluate import score_table
+from oss_ext.noise import GRIDS, VPContinuousPath
+from oss_ext.report import plot_samples, plot_schedules
+
+WHEEL = "21cmpsdenoiser==1.0.2"
+FILES = ("psdenoiser/model.py", "psdenoiser/denoiser_model.pt", "psdenoiser/constants.npz")
+PIVOT = 0.1  # of the power laws, 1/Mpc
+BATCH = 16  # larger ones are slower on a CPU
+
+
+def fetch(folder: Path) -> Path:
+    """The wheel's network, weights and constants in ``folder``, by pip if they are not there."""
+    if not all((folder / name).is_file() for name in FILES):
+        folder.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), WHEEL]
+        subprocess.run(pip, check=True)
+        with zipfile.ZipFile(next(folder.glob("21cm*.whl"))) as wheel:
+            wheel.extractall(folder, FILES)
+    return folder / "psdenoiser"
+
+
+def load_network(source: Path) -> nn.Module:
+    """The network by its own class: its weight standardisation is not the usual one."""
+    spec = importlib.util.spec_from_file_location("psdenoiser_model", source / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.UNet(dim=(32, 16), channels=2, dim_mults=(1, 2, 4, 8), cdn_len=None)
+    weights = torch.load(source / "denoiser_model.pt", map_location="cpu", weights_only=True)
+    network.load_state_dict(weights)
+    # The other layout of a convolution's numbers takes ten times as long on a CPU.
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def conditions(source: Path, count: int, seed: int) -> Tensor:
+    """``[count, 1, 32, 16]`` noisy power spectra, as the network takes them: log10, in [-1, 1]."""
+    constants = np.load(source / "constants.npz")
+    random = np.random.default_rng(seed)
+    k_perp, k_par = constants["kperp"][:, None], constants["kpar"][None, :]
+    k = np.hypot(k_perp, k_par)
+    modes = np.maximum(constants["Nmodes"], 1)
+
+    def draw(low: float, high: float) -> np.ndarray:
+        return random.uniform(low, high, (count, 1, 1))
+
+    level = draw(4, 6) + draw(-3.5, -2.5) * np.log10(k / PIVOT)
+    level = level + draw(0, 1.5) * np.log10(1 + (k_par / k) ** 2)
+    # The mean over as many modes as a cell of the survey holds.
+    level = level + np.log10(random.gamma(modes, size=(count, *modes.shape)) / modes)
+    unit = (level - constants["noisy_mean"]) / constants["noisy_std"]
+    return torch.from_numpy(2 * unit - 1)[:, None].float()
+
+
+def make_model(network: nn.Module, given: Tensor) -> oss.models.Model:
+    """The network with one condition per sample."""
+
+    def predict(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        return network(x, t.float(), x_cdn=given[sample % len(given)])
+
+    model = oss.models.from_callable(
+        predict,
+        shape=(1, 32, 16),
+        path=VPContinuousPath(0.1, 20.0, scale=999.0, first=1e-3),
+        predicts="eps",
+        name="21cmPSDenoiser",
+        data_range=2.0,
+    )
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--teacher-steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10])
+    parser.add_argument("--samples", type=int, default=16, help="calibration samples")
+    parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--grid", choices=list(GRIDS), default="edm")
+    parser.add_argument("--out", type=Path, default=Path("out/power_spectra"))
+    options = parser.parse_args()
+
+    source = fetch(options.out / "wheel")
+    network = load_network(source)
+    batch = min(BATCH, options.samples)
+    # Conditions of their own for the search and for the judgement.
+    model = make_model(network, conditions(source, options.samples, seed=0))
+    times = GRIDS[options.grid](model.path, options.teacher_steps)
+    start = float(times[-1])
+    noise = model.noise(options.samples, seed=0, start=start)
+    teacher = oss.teacher(model, noise, times=times, max_batch=batch, progress=True)
+    result = oss.search(model, teacher, options.steps, max_batch=batch, progress=True)
+    print(result.summary())
+
+    judge = make_model(network, conditions(source, options.held_out, seed=1))
+    noise = judge.noise(options.held_out, seed=1, start=start)
+    held_out = oss.teacher(judge, noise, times=times, max_batch=batch, progress=True)
+    contest = {}
+    for steps in result.steps:
+        schedule = result.schedule(steps)
+        contest[f"uniform {steps}"] = oss.baselines.uniform(held_out, steps)
+        contest[f"searched {steps}"] = schedule
+        schedule.save(options.out / f"power_spectra-{steps}.json")
+    scores = oss.compare(judge, held_out, contest, max_batch=batch, progress=True)
+    print(score_table(scores))
+    plot_schedules(contest, options.out / "schedules.png")
+    rows = {"condition": conditions(source, options.held_out, seed=1)}
+    rows |= {f"teacher {held_out.steps}": held_out.final}
+    rows |= {score.name: score.images for score in scores}
+    plot_samples(rows, options.out / "samples.png")
+
+
+if __name__ == "__main__":
+    main()
