@@ -18,45 +18,9 @@ from torch import Tensor
 from oss_ext import arguments
 from oss_ext.hosts import read_host
 from oss_ext.models.base import Model, hash_of
+from oss_ext.models.pipeline_call import check_call, count_items, select
 from oss_ext.models.pipeline_load import diffusers_class, import_diffusers, load_pipeline
 from oss_ext.models.pipeline_run import Ended, Request, Run
-
-MAIN = ("prompt", "prompt_embeds", "class_labels", "image", "video")
-"""Call arguments that say how many items there are to condition on; the first one given counts."""
-
-TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4", "negative_prompt", "negative_prompt_2",
-         "negative_prompt_3", "negative_prompt_4")  # fmt: skip
-
-OURS = {
-    "timesteps": "the search chooses them",
-    "sigmas": "the search chooses them",
-    "latents": "the initial states come from noise(batch, seed)",
-    "generator": "the initial states come from noise(batch, seed)",
-    "callback_on_step_end": "the loop's steps are the search's",
-    "callback": "the loop's steps are the search's",
-    "output_type": "the pipeline is left before it decodes",
-    "return_dict": "the pipeline is left before it decodes",
-}
-
-# What depends on the number of the step, and so has no meaning where steps are asked for in any
-# order; the value that switches each off.
-BY_STEP: dict[str, Any] = {
-    "skip_guidance_layers": None,
-    "skip_layer_guidance_start": None,
-    "control_guidance_start": 0.0,
-    "control_guidance_end": 1.0,
-    "guidance_interval": None,
-    "guidance_timestep": None,
-    "cfg_trunc_ratio": 1.0,
-    "cfg_truncation": 1.0,
-    "cfg_normalization": False,
-    "pag_adaptive_scale": 0.0,
-    "ip_adapter_scale_schedule": None,
-    "denoising_start": None,
-    "denoising_end": None,
-    "eta": 0.0,
-    "guidance_rescale_schedule": None,
-}
 
 SEED_STRIDE = 1_000_000
 """Sample ``b`` of ``noise(batch, seed)`` has a generator with seed ``SEED_STRIDE * seed + b``."""
@@ -244,40 +208,6 @@ def _identity(value: Any) -> list[object]:
         return [type(value).__name__]
 
 
-def count_items(call: Mapping[str, Any]) -> int:
-    """How many items the call arguments condition on; the first of ``MAIN`` that is given says."""
-    for name in MAIN:
-        value = call.get(name)
-        if value is None:
-            continue
-        if isinstance(value, Tensor | np.ndarray):
-            return len(value) if value.ndim > 1 or name == "class_labels" else 1
-        if isinstance(value, list | tuple):
-            if not value:
-                raise ValueError(f"{name}: expected at least one item, got none")
-            return len(value)
-        return 1
-    return 1
-
-
-def select(call: Mapping[str, Any], items: int, group: int, batch: int) -> dict[str, Any]:
-    """The call arguments that differ from item to item, for the items of a group, cyclically."""
-    wanted = [(group * batch + k) % items for k in range(batch)]
-    chosen: dict[str, Any] = {}
-    for name, value in call.items():
-        if name in TEXTS and isinstance(value, str):
-            chosen[name] = [value] * batch
-        elif items == 1 and not isinstance(value, list | tuple) and name in ("image", "video"):
-            chosen[name] = [value] * batch if batch > 1 else value
-        elif isinstance(value, list | tuple) and len(value) == items:
-            listed = name in MAIN + TEXTS or name.endswith(("embeds", "images", "image"))
-            if listed:
-                chosen[name] = [value[k] for k in wanted]
-        elif isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and len(value) == items:
-            chosen[name] = value[wanted]
-    return chosen
-
-
 def from_pipeline(
     pipe: Any, *, scheduler: Any = None, batch: int | None = None, **call: Any
 ) -> PipelineModel:
@@ -306,23 +236,7 @@ def from_pipeline(
             f"pipe: expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
         )
     read_host(scheduler)
-    for name, why in OURS.items():
-        if call.get(name) is not None:
-            raise ValueError(f"{name}: expected none of it, because {why}")
-    for name, off in BY_STEP.items():
-        if call.get(name, off) not in (off, None):
-            raise ValueError(
-                f"{name}: expected {off!r}, got {call[name]!r}: it changes what the network does "
-                "with the number of the step, but a schedule is to change the steps"
-            )
-    if call.get("num_images_per_prompt", 1) != 1 or call.get("num_videos_per_prompt", 1) != 1:
-        raise ValueError("num_images_per_prompt: expected 1; repeat the prompts, or set batch")
-    arguments.whole_number("num_inference_steps", call.get("num_inference_steps", 50))
-    for name, component in getattr(pipe, "components", {}).items():
-        if getattr(component, "is_cache_enabled", False):
-            raise ValueError(
-                f"pipe: {name} caches from step to step; call {name}.disable_cache() for the search"
-            )
+    check_call(pipe, call)
     items = count_items(call)
     batch = items if batch is None else arguments.whole_number("batch", batch)
     return PipelineModel(pipe, scheduler, items, batch, call)
