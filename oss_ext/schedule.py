@@ -253,8 +253,9 @@ class Schedule:
         body: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
         body |= asdict(self) | {"path": self.path.to_dict()}
         # What other programs want; JSON has no infinity, which pure noise on a VP path is.
-        sigmas = [sigma if math.isfinite(sigma) else None for sigma in self.sigmas]
-        body |= {"steps": self.steps, "sigmas": sigmas, "initial_scale": self.initial_scale}
+        sigmas = [_finite_or_none(sigma) for sigma in self.sigmas]
+        scale = _finite_or_none(self.initial_scale)
+        body |= {"steps": self.steps, "sigmas": sigmas, "initial_scale": scale}
         return json.dumps(body | {"checksum": _checksum(body)}, indent=1) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -308,6 +309,10 @@ class Schedule:
             raise ScheduleError(f"{os.fspath(path)}: not a text file") from None
         except ScheduleError as error:
             raise ScheduleError(f"{os.fspath(path)}: {error}") from None
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _checksum(body: dict[str, Any]) -> str:

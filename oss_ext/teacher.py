@@ -110,7 +110,7 @@ def teacher(
     """
     model.check_noise(noise)
     grid = check_grid(model.times(steps) if times is None else times)
-    model.path.check_span(grid[1:])
+    model.path.within_span(grid[1:])
     start, samples = time.perf_counter(), len(noise)
     # The search compares in float32 or better whatever precision the model runs in.
     dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32

@@ -43,7 +43,7 @@ class CallableModel(Model):
         inputs = x * scale.view(rows).to(x.dtype)
         time = self.path.model_times(t)
         output = self._call(self._network, inputs, time, sample)
-        if self._unconditional is not None:
+        if self._unconditional is not None and self._guidance != 1:
             null = self._call(self._unconditional, inputs, time, sample)
             output = null + self._guidance * (output - null)
         state = x * (alpha + beta).view(rows).to(x.dtype)
@@ -51,12 +51,12 @@ class CallableModel(Model):
 
     def _call(self, network: Network, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
         output = network(x, t, sample)
-        if self._learned_variance and isinstance(output, Tensor):
-            output = output[:, : x.shape[1]]
         tensor = isinstance(output, Tensor)
+        twice = tensor and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:])
+        if twice and self._learned_variance:
+            return output[:, : x.shape[1]]
         if not tensor or output.shape != x.shape or not output.is_floating_point():
             got = f"{output.dtype} {tuple(output.shape)}" if tensor else type(output).__name__
-            twice = tensor and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:])
             hint = "; learned_variance=True takes the first half of the channels" if twice else ""
             raise ValueError(
                 f"model {self.name!r} returned {got}, expected a floating-point output of its "
@@ -120,8 +120,8 @@ def from_callable(
     check_prediction(predicts)
     if predicts == "edm" and not isinstance(path, VEPath):
         raise ValueError(f"predicts: 'edm' belongs to a VEPath, got {path}")
-    arguments.number("sigma_data", sigma_data, positive=True)
-    arguments.number("guidance", guidance)
+    sigma_data = arguments.number("sigma_data", sigma_data, positive=True)
+    guidance = arguments.number("guidance", guidance)
     if unconditional is None and guidance != 1.0:
         raise ValueError(f"guidance: expected 1 without `unconditional`, got {guidance!r}")
     model = CallableModel(

@@ -48,7 +48,7 @@ UNFIT_CALLS = ("guidance_schedule", "pyramid_num_inference_steps_list")
 
 
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """``ValueError`` if a search could not follow ``pipe(**call)``, or chooses an argument itself."""
+    """``ValueError`` if a search cannot follow ``pipe(**call)``, or chooses an argument itself."""
     for name, why in OURS.items():
         if call.get(name) is not None:
             raise ValueError(f"{name}: expected none of it, because {why}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from oss_ext.noise.base import Path, check_grid, distinct
@@ -46,6 +47,8 @@ PATHS: dict[str, type[Path]] = {
 
 def _levels(path: Path) -> tuple[float, float]:
     """The sigmas that an EDM grid goes through on ``path``, EDM's own where the path has more."""
+    if isinstance(path, VEPath):
+        return path.sigma_min, path.sigma_max
     default = VEPath()
     first, last = path.span
     low = first / (1 - first)
@@ -54,31 +57,48 @@ def _levels(path: Path) -> tuple[float, float]:
 
 
 def _ddim(path: Path, steps: int) -> Tensor:
-    return ddim_grid(path if isinstance(path, VPPath) else VPPath("linear", 1e-4, 0.02), steps)
+    if isinstance(path, VPPath):
+        return ddim_grid(path, steps)
+    return _squeezed(ddim_grid(VPPath("linear", 1e-4, 0.02), steps), path)
+
+
+def _squeezed(times: Tensor, path: Path) -> Tensor:
+    """``times`` with those above the clean end moved, linearly, into what the network knows."""
+    inner = times[1:]
+    low, high = float(inner[0]), float(inner[-1])
+    first, last = max(low, path.span[0]), min(high, path.span[1])
+    if len(inner) == 1:
+        inner = inner.clamp(max=last)
+    elif (first, last) != (low, high):
+        inner = first + (inner - low) * ((last - first) / (high - low))
+        inner[-1] = last  # not a rounding beside it
+    return torch.cat([times[:1], inner])
 
 
 GRIDS: dict[str, Callable[[Path, int], Tensor]] = {
     "own": lambda path, steps: path.grid(steps),
-    "flow": lambda path, steps: flow_grid(steps),
+    "flow": lambda path, steps: _squeezed(flow_grid(steps), path),
     "ddim": _ddim,
     "edm": lambda path, steps: karras_grid(steps, *_levels(path)),
     "exponential": lambda path, steps: exponential_grid(steps, *_levels(path)),
 }
 """Teacher grids by name, for a path and a number of steps (the paper's table 2 has flow, ddim and
-edm). ``own`` is what the path's models usually have; ``ddim`` on another path takes DDPM's betas.
+edm). ``own`` is what the path's models usually have; ``ddim`` on another path takes DDPM's betas;
+times are kept within what the path's network knows.
 """
 
 
 def path_from_dict(values: Any) -> Path:
     """The path that ``Path.to_dict`` wrote; ``ValueError`` says what is wrong with ``values``."""
-    if not isinstance(values, dict) or values.get("name") not in PATHS:
+    if not isinstance(values, dict) or values.get("name") not in tuple(PATHS):
         raise ValueError(f"path: expected a name among {tuple(PATHS)}, got {values!r:.200}")
     kind = PATHS[values["name"]]
     known = {field.name for field in fields(kind)}
     given = {name: value for name, value in values.items() if name != "name"}
     for name, value in given.items():
         if name not in known:
-            raise ValueError(f"path: {kind.name!r} has no attribute {name!r}; it has {known}")
+            listed = ", ".join(sorted(known))
+            raise ValueError(f"path: {kind.name!r} has no attribute {name!r}; it has {listed}")
         if isinstance(value, list):
             given[name] = tuple(value)
     try:

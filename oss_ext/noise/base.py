@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import abc
 import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,8 +73,12 @@ class Path(abc.ABC):
         alpha, beta = self.alpha_beta(torch.tensor(t, dtype=torch.float64))
         return float(beta / (alpha + beta))
 
-    def check_span(self, t: Tensor) -> None:
-        """``ValueError`` unless every one of the flow times ``t`` is within ``span``."""
+    def within_span(self, t: Tensor) -> Tensor:
+        """Flow times ``t``, those that rounding put just outside moved to the end of ``span``.
+
+        Raises:
+            ValueError: a time that the network does not know.
+        """
         first, last = self.span
         outside = ~((t >= first - SPAN_TOLERANCE) & (t <= last + SPAN_TOLERANCE))
         if bool(outside.any()):
@@ -80,11 +86,24 @@ class Path(abc.ABC):
                 f"times: expected flow times that the {self.name} network knows, {first:.6g} to "
                 f"{last:.6g}, got {float(t[outside][0]):.6g}"
             )
+        return t.clamp(first, last)
+
+    def _store_float(self, name: str, least: float = 0.0, most: float = math.inf) -> None:
+        """Check that an attribute is a number between ``least`` and ``most``; keep it as float."""
+        object.__setattr__(self, name, check_number(name, getattr(self, name), least, most))
 
     def to_dict(self) -> dict[str, Any]:
         """The path as JSON can hold it; ``path_from_dict`` reads it back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"name": self.name} | {name: v for name, v in values.items() if v is not None}
+
+
+def as_numbers(name: str, values: Any) -> Tensor:
+    """A copy of ``values`` as float64 on the CPU; ``ValueError`` if they are no numbers."""
+    try:
+        return torch.as_tensor(values, dtype=torch.float64, device="cpu").clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}: expected [N+1] numbers, got {values!r:.100}") from None
 
 
 def check_grid(times: Any, name: str = "times") -> Tensor:
@@ -93,10 +112,7 @@ def check_grid(times: Any, name: str = "times") -> Tensor:
     Teacher times ascend strictly from the clean end within [0, 1]: a repeated time would be a
     step of length zero.
     """
-    try:
-        times = torch.as_tensor(times, dtype=torch.float64, device="cpu").clone()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name}: expected [N+1] numbers, got {times!r}") from None
+    times = as_numbers(name, times)
     if times.dim() != 1 or len(times) < 2:
         raise ValueError(f"{name}: expected [N+1] with N >= 1, got shape {tuple(times.shape)}")
     outside = (~((times >= 0) & (times <= 1))).nonzero()
@@ -126,11 +142,19 @@ def distinct(times: Any) -> Tensor:
     Raises:
         ValueError: what remains is no grid; see ``check_grid``.
     """
-    return check_grid(torch.as_tensor(times, dtype=torch.float64).unique())
+    return check_grid(as_numbers("times", times).unique())
 
 
-def check_number(name: str, value: float, least: float = 0.0, most: float = math.inf) -> None:
-    """``ValueError`` unless ``least < value < most``."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not least < value < most:
-        raise ValueError(f"{name}: expected a number between {least} and {most}, got {value!r}")
+def check_number(name: str, value: Any, least: float = 0.0, most: float = math.inf) -> float:
+    """``value`` as a float; ``ValueError`` unless ``least < value < most``."""
+    real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not real or not least < value < most or value > sys.float_info.max:
+        got = f"{value!r:.100}"
+        raise ValueError(f"{name}: expected a number between {least} and {most}, got {got}")
+    return float(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """``ValueError`` unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected true or false, got {value!r:.100}")

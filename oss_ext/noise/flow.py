@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.noise.base import Path, check_number
+from oss_ext.noise.base import Path, check_flag, check_number
+
+MAX_MU = 100.0  # e^100 leaves no time but the ends
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,18 @@ class FlowPath(Path):
     name: ClassVar[str] = "flow"
 
     def __post_init__(self) -> None:
-        check_number("scale", self.scale)
+        self._store_float("scale")
+        check_flag("reverse", self.reverse)
 
     def alpha_beta(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
 
     def model_times(self, t: Tensor) -> Tensor:
-        self.check_span(t)
+        t = self.within_span(t)
         return self.scale * (1 - t if self.reverse else t)
 
     def flow_times(self, model_times: Tensor) -> Tensor:
-        t = model_times / self.scale
+        t = model_times.double() / self.scale
         return 1 - t if self.reverse else t
 
     def sigmas(self, t: Tensor) -> Tensor:
@@ -71,17 +74,18 @@ def flow_grid(
         terminal: stretch the times so that the least one above 0 is this (LTX-Video).
 
     Raises:
-        ValueError: ``steps`` no whole number from 1 on, ``shift`` not positive, ``terminal`` not
-            between 0 and 1.
+        ValueError: ``steps`` no whole number from 1 on, ``shift`` not positive, ``mu`` beyond
+            100 either way, ``terminal`` not between 0 and 1.
     """
     steps = arguments.whole_number("steps", steps)
     if mu is not None:
-        shift = math.exp(arguments.number("mu", mu))
+        shift = math.exp(check_number("mu", arguments.number("mu", mu), -MAX_MU, MAX_MU))
     shift = arguments.number("shift", shift, positive=True)
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     times = u / (u + (1 - u) / shift)  # in this form the ends are exactly 0 and 1
-    if terminal is not None and steps > 1:
-        check_number("terminal", terminal, 0, 1)
+    if terminal is not None:
+        terminal = check_number("terminal", terminal, 0, 1)
         signal = 1 - times[1:]
-        times[1:] = 1 - signal * (1 - terminal) / signal[0]
+        if steps > 1:
+            times[1:] = 1 - signal * (1 - terminal) / signal[0]
     return times

@@ -47,10 +47,9 @@ def _v(alpha: Tensor, beta: Tensor, sigma_data: float) -> Coefficients:
 
 
 def _edm(alpha: Tensor, beta: Tensor, sigma_data: float) -> Coefficients:
+    # c_skip and c_out put into the coefficients of x0, where beta cancels.
     total = beta**2 + sigma_data**2
-    c_skip, c_out = sigma_data**2 / total, beta * sigma_data / total.sqrt()
-    of_state, of_x0 = _x0(alpha, beta, sigma_data)
-    return of_state + of_x0 * c_skip, of_x0 * c_out
+    return (beta - sigma_data**2) / total, -(1 + beta) * sigma_data / total.sqrt()
 
 
 PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = {
@@ -83,8 +82,8 @@ def coefficients(
         sigma_data: standard deviation of the data, for ``edm``.
 
     Raises:
-        ValueError: an unknown prediction; ``eps`` where alpha is 0, or ``x0`` or ``edm`` where
-            beta is 0: the output says nothing of the velocity there.
+        ValueError: an unknown prediction; ``eps`` where alpha is 0, or ``x0`` where beta is 0:
+            the output says nothing of the velocity there.
     """
     check_prediction(predicts)
     if predicts == "eps" and bool((alpha == 0).any()):
@@ -92,8 +91,8 @@ def coefficients(
             "predicts: 'eps' gives no velocity at pure noise (alpha = 0); use a path that ends "
             "before it, or a network that predicts v or x0"
         )
-    if predicts in ("x0", "edm") and bool((beta == 0).any()):
-        raise ValueError(f"predicts: {predicts!r} gives no velocity at the clean end (beta = 0)")
+    if predicts == "x0" and bool((beta == 0).any()):
+        raise ValueError("predicts: 'x0' gives no velocity at the clean end (beta = 0)")
     arguments.number("sigma_data", sigma_data, positive=True)
     return PREDICTIONS[predicts](alpha, beta, sigma_data)
 

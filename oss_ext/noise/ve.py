@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.noise.base import Path, check_grid, check_number
+from oss_ext.noise.base import Path, as_numbers, check_grid, check_number
 
 CLOCKS = ("sigma", "log")
 
@@ -31,8 +31,8 @@ class VEPath(Path):
     name: ClassVar[str] = "ve"
 
     def __post_init__(self) -> None:
-        check_number("sigma_min", self.sigma_min)
-        check_number("sigma_max", self.sigma_max, self.sigma_min)
+        self._store_float("sigma_min")
+        self._store_float("sigma_max", self.sigma_min)
         if self.clock not in CLOCKS:
             raise ValueError(f"clock: expected one of {CLOCKS}, got {self.clock!r}")
 
@@ -44,7 +44,7 @@ class VEPath(Path):
         return torch.ones_like(t), t / (1 - t)
 
     def model_times(self, t: Tensor) -> Tensor:
-        self.check_span(t)
+        t = self.within_span(t)
         return t / (1 - t) if self.clock == "sigma" else t.logit() / 4
 
     def flow_times(self, model_times: Tensor) -> Tensor:
@@ -58,7 +58,11 @@ class VEPath(Path):
 
 def sigma_grid(sigmas: Tensor) -> Tensor:
     """Teacher times of noise levels ``beta / alpha``, in any order; 0 is the clean end."""
-    sigmas = torch.as_tensor(sigmas, dtype=torch.float64).sort().values
+    sigmas = as_numbers("sigmas", sigmas).sort().values
+    outside = ~((sigmas >= 0) & sigmas.isfinite())
+    if bool(outside.any()):
+        got = float(sigmas[outside][0])
+        raise ValueError(f"sigmas: expected finite values from 0 on, got {got}")
     return check_grid(sigmas / (1 + sigmas), "sigmas")
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.noise.base import Path, check_grid, check_number
+from oss_ext.noise.base import Path, check_flag, check_grid
 
 BETAS = ("linear", "scaled_linear", "cosine")
 SPACINGS = ("leading", "trailing", "linspace")
@@ -59,24 +58,32 @@ class VPPath(VariancePreserving):
     name: ClassVar[str] = "vp"
 
     def __post_init__(self) -> None:
-        arguments.whole_number("train_steps", self.train_steps, least=2, most=1_000_000)
+        steps = arguments.whole_number("train_steps", self.train_steps, least=2, most=1_000_000)
+        object.__setattr__(self, "train_steps", steps)
         if self.betas not in BETAS:
             raise ValueError(f"betas: expected one of {BETAS}, got {self.betas!r}")
-        check_number("beta_start", self.beta_start, 0, 1)
-        check_number("beta_end", self.beta_end, 0, 1)
-        if self.alphas_cumprod is not None:
-            values = self.alphas_cumprod
-            if not isinstance(values, Sequence | np.ndarray | Tensor) or len(values) < 2:
-                raise ValueError(f"alphas_cumprod: expected 2 or more numbers, got {values!r}")
-            try:
-                values = tuple(float(value) for value in values)
-            except (TypeError, ValueError):
-                raise ValueError("alphas_cumprod: expected numbers") from None
-            object.__setattr__(self, "alphas_cumprod", values)
-            object.__setattr__(self, "train_steps", len(values))
+        self._store_float("beta_start", 0, 1)
+        self._store_float("beta_end", 0, 1)
+        check_flag("zero_terminal_snr", self.zero_terminal_snr)
+        given = self.alphas_cumprod is not None
+        if given:
+            self._store_levels()
         levels = self.knots
         if not bool((levels.diff() > 0).all() & (levels[0] > 0) & (levels[-1] <= 1)):
-            raise ValueError("alphas_cumprod: expected values falling strictly from below 1")
+            name = "alphas_cumprod" if given else "betas"
+            raise ValueError(f"{name}: expected alphas_cumprod falling strictly from below 1")
+
+    def _store_levels(self) -> None:
+        """``alphas_cumprod`` as a tuple, and how many there are."""
+        values: Any = self.alphas_cumprod
+        try:
+            numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            numbers = torch.empty(0)
+        if numbers.dim() != 1 or len(numbers) < 2:
+            raise ValueError(f"alphas_cumprod: expected 2 or more numbers, got {values!r:.100}")
+        object.__setattr__(self, "alphas_cumprod", tuple(numbers.tolist()))
+        object.__setattr__(self, "train_steps", len(numbers))
 
     @cached_property
     def knots(self) -> Tensor:
@@ -114,17 +121,18 @@ class VPPath(VariancePreserving):
         return levels.nan_to_num(posinf=float(levels[-2]) + 1)
 
     def model_times(self, t: Tensor) -> Tensor:
-        self.check_span(t)
+        t = self.within_span(t)
         top = 2 * float(self._levels[-1])  # any level above the last is the last
-        level = t.clamp(0, 1).logit().nan_to_num(posinf=top, neginf=-1e3)
+        level = t.logit().nan_to_num(posinf=top)
         found = np.interp(level.cpu(), self._levels, np.arange(self.train_steps))
         return torch.as_tensor(found, dtype=torch.float64, device=t.device)
 
     def flow_times(self, model_times: Tensor) -> Tensor:
         m = model_times.double()
-        if bool(((m < 0) | (m > self.train_steps - 1)).any()):
+        outside = ~((m >= 0) & (m <= self.train_steps - 1))
+        if bool(outside.any()):
             raise ValueError(
-                f"timesteps: expected 0 to {self.train_steps - 1}, got {m.min()} to {m.max()}"
+                f"timesteps: expected 0 to {self.train_steps - 1}, got {float(m[outside][0])}"
             )
         level = np.interp(m.cpu(), np.arange(self.train_steps), self._levels)
         t = torch.as_tensor(level, dtype=torch.float64, device=m.device).sigmoid()
@@ -155,11 +163,11 @@ class VPContinuousPath(VariancePreserving):
     name: ClassVar[str] = "vp_continuous"
 
     def __post_init__(self) -> None:
-        check_number("beta_min", self.beta_min)
-        check_number("beta_max", self.beta_max, self.beta_min)
-        check_number("scale", self.scale)
-        if self.first != 0:
-            check_number("first", self.first, 0, 1)
+        self._store_float("beta_min")
+        self._store_float("beta_max", self.beta_min)
+        self._store_float("scale")
+        if self.first != 0 or isinstance(self.first, bool):
+            self._store_float("first", 0, 1)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -168,7 +176,7 @@ class VPContinuousPath(VariancePreserving):
         return first, last
 
     def model_times(self, t: Tensor) -> Tensor:
-        self.check_span(t)
+        t = self.within_span(t)
         log_bar = torch.log1p((t / (1 - t)) ** 2)  # -log alpha_bar
         slope = self.beta_max - self.beta_min
         root = (self.beta_min**2 + 2 * slope * log_bar).sqrt()
@@ -181,9 +189,12 @@ class VPContinuousPath(VariancePreserving):
         return beta / (alpha + beta)
 
     def grid(self, steps: int) -> Tensor:
-        """Uniform in ``s``, from 1 down to the clean end."""
+        """Uniform in ``s``, from 1 down to ``first`` or a step above the clean end, and that."""
         steps = arguments.whole_number("steps", steps)
-        return self.flow_times(torch.linspace(0, self.scale, steps + 1, dtype=torch.float64))
+        s = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        if steps > 1 and s[1] < self.first:
+            s[1:] = torch.linspace(self.first, 1, steps, dtype=torch.float64)
+        return self.flow_times(self.scale * s)
 
 
 def ddim_timesteps(
@@ -192,13 +203,15 @@ def ddim_timesteps(
     """DDIM's timesteps in order of use (descending), as diffusers names the spacings.
 
     ``leading``: every ``T // N``-th from 0 on, plus ``offset``; ``trailing``: every ``T / N``-th
-    from the last one down; ``linspace``: from the last one to 0, both included.
+    from the last one down; ``linspace``: from the last one to 0, both included. The latter two have
+    no use for an offset.
 
     Raises:
         ValueError: an unknown spacing, or steps that the path has too few timesteps for.
     """
     count = path.train_steps
     steps = arguments.whole_number("steps", steps, most=count)
+    offset = arguments.whole_number("offset", offset, least=0, most=count)
     if spacing not in SPACINGS:
         raise ValueError(f"spacing: expected one of {SPACINGS}, got {spacing!r}")
     if spacing == "leading":
