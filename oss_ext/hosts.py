@@ -19,7 +19,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -185,7 +184,7 @@ class Host:
         Repeated ones (two-stage solvers, PNDM) count once.
         """
         if "sigmas" in vars(self.scheduler):
-            sigmas = torch.as_tensor(np.array(self.scheduler.sigmas), dtype=torch.float64)
+            sigmas = torch.as_tensor(self.scheduler.sigmas, dtype=torch.float64, device="cpu")
             return distinct(self.flow_times(sigmas))
         timesteps = torch.as_tensor(self.scheduler.timesteps, dtype=torch.float64, device="cpu")
         final = float(self.scheduler.final_alpha_cumprod)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from cli_cases import TINY, Oss, Outcome
 from op_cases import Runner
-from oss_ext import ops
+from oss_ext import cli, ops
 
 SEED = int(os.environ.get("OSS_TEST_SEED") or time.time_ns() % 2**32)
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -50,3 +53,25 @@ def restore_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def oss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Oss:
+    """``oss`` with arguments, in this process and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["oss", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def found(oss: Oss) -> list[str]:
+    """Files of searched 2- and 3-step schedules."""
+    assert oss("search", *TINY, "--steps=2,3").code == 0
+    return ["schedules/analytic-2.json", "schedules/analytic-3.json"]

@@ -7,71 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from cli_cases import TINY, Oss, Outcome, assert_fails, assert_misused, files
 from driver_cases import (
     example_schedule,
     one_thread,  # noqa: F401
 )
 from oss_ext import Schedule, __version__, cli, models, ops, sample
-
-TINY = ("--model=analytic", "--set=shape=1,4,4", "--samples=3", "--teacher-steps=8", "--quiet")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Oss = Callable[..., Outcome]
-
-
-@pytest.fixture
-def oss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Oss:
-    """``oss`` with arguments, in this process and an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["oss", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def found(oss: Oss) -> list[str]:
-    """Files of searched 2- and 3-step schedules."""
-    assert oss("search", *TINY, "--steps=2,3").code == 0
-    return ["schedules/analytic-2.json", "schedules/analytic-3.json"]
-
-
-def files(folder: Path | str = ".") -> set[str]:
-    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
-
-
-def assert_fails(outcome: Outcome, *parts: str) -> None:
-    """One line on stderr, no traceback, exit code 1."""
-    assert outcome.err.startswith("error: ")
-    assert outcome.err.count("\n") == 1
-    assert all(part in outcome.err for part in parts), outcome.err
-    assert outcome.code == 1
-
-
-def assert_misused(outcome: Outcome, *parts: str) -> None:
-    assert all(part in outcome.err for part in parts), outcome.err
-    assert outcome.out == ""
-    assert outcome.code == 2
-
 
 # --- what it does -------------------------------------------------------------------------------
 

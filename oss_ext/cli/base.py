@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ class Choice:
                 if value not in (None, (), "float32", "cpu"):
                     raise click.UsageError(f"{option} belongs to --pipeline; use --set for models")
             return models.load(name, **self.options)
+        if not sys.stderr.isatty():
+            pipeline_load.hide_loading_bars()
         prompts = None if self.prompts is None else pipeline_load.read_prompts(self.prompts)
         return models.from_folder(
             self.pipeline, prompts, call=self.options, **self.pipeline_options

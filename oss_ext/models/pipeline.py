@@ -271,7 +271,4 @@ def from_folder(
     arguments_ = dict(call or {})
     if prompts is not None:
         arguments_["prompt"] = list(prompts)
-    try:
-        return from_pipeline(pipe, batch=batch, **arguments_)
-    except TypeError as error:  # an argument that the pipeline does not have
-        raise ValueError(f"pipeline: {error}") from None
+    return from_pipeline(pipe, batch=batch, **arguments_)

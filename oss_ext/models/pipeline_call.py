@@ -49,6 +49,13 @@ UNFIT_CALLS = ("guidance_schedule", "pyramid_num_inference_steps_list")
 
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
     """``ValueError`` if a search cannot follow ``pipe(**call)``, or chooses an argument itself."""
+    known = dict(inspect.signature(type(pipe).__call__).parameters)
+    known.pop("self", None)
+    bare = all(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in known.values())
+    for name in call:
+        # Some pipelines take anything, and drop it; wrapped ones do not say what they take.
+        if name not in known and not bare:
+            raise ValueError(f"{type(pipe).__name__} has no argument {name!r}")
     for name, why in OURS.items():
         if call.get(name) is not None:
             raise ValueError(f"{name}: expected none of it, because {why}")
@@ -62,7 +69,7 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
         raise ValueError("num_images_per_prompt: expected 1; repeat the prompts, or set batch")
     arguments.whole_number("num_inference_steps", call.get("num_inference_steps", 50))
     for name in UNFIT_CALLS:
-        if name in inspect.signature(type(pipe).__call__).parameters:
+        if name in known:
             raise ValueError(
                 f"pipe: {type(pipe).__name__} has a {name}, which changes what the network does "
                 "with the number of the step"

@@ -46,6 +46,15 @@ def import_diffusers() -> Any:
         ) from None
 
 
+def hide_loading_bars() -> None:
+    """No progress bars while weights are loaded."""
+    for library in ("diffusers", "transformers"):
+        try:
+            importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
+        except ImportError:
+            continue
+
+
 def load_pipeline(
     folder: str,
     *,

@@ -1,0 +1,216 @@
+"""The command line with pipelines, hosts and presets."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_cases import TINY, Oss, assert_fails, assert_misused, files
+from driver_cases import one_thread  # noqa: F401
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from diffusers.utils import logging
+
+import pipelines
+from oss_ext import Schedule
+from oss_ext.models import pipeline_load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion with a text encoder, as ``save_pretrained`` writes it."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    root = tmp_path_factory.mktemp("stable-diffusion")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = pipelines.stable_diffusion(*pipelines.clip(root)).pipe
+        pipe.save_pretrained(root / "pipe")
+    return root / "pipe"
+
+
+@pytest.fixture
+def pipeline(folder: Path, tmp_path: Path) -> list[str]:
+    """Options that choose the pipeline, with two prompts."""
+    (tmp_path / "prompts.txt").write_text("a cat\n\n  a dog \n", encoding="utf-8")
+    sizes = ["--set=height=16", "--set=width=16", "--set=guidance_scale=3"]
+    return [f"--pipeline={folder}", "--prompts=prompts.txt", *sizes, "--quiet"]
+
+
+# --- pipelines ----------------------------------------------------------------------------------
+
+
+def test_a_pipeline_is_searched_compared_and_sampled(oss: Oss, pipeline: list[str]) -> None:
+    search = oss("search", *pipeline, "--samples=3", "--teacher-steps=8", "--steps=2,3")
+    assert search.code == 0, search.err
+    assert "StableDiffusionPipeline: 3 samples, teacher 8 steps" in search.out
+    names = [f"schedules/StableDiffusionPipeline-{k}.json" for k in (2, 3)]
+    assert files() == {*names, "schedules/schedules.png", "prompts.txt"}
+    schedule = Schedule.load(names[1])
+    assert schedule.path.name == "vp"
+    assert all(t == round(t) for t in schedule.timesteps)
+
+    compare = oss("compare", *names, *pipeline, "--samples=3")
+    assert compare.code == 0, compare.err
+    assert "searched with other weights" not in compare.err
+    assert "3 held-out samples" in compare.out
+
+    sample = oss("sample", names[1], *pipeline, "--samples=3", "--out=images.png")
+    assert sample.code == 0, sample.err
+    assert Path("images.png").stat().st_size > 0
+
+
+def test_another_scheduler_can_stand_in(oss: Oss, pipeline: list[str]) -> None:
+    options = [
+        "--samples=2",
+        "--teacher-steps=6",
+        "--steps=2",
+        "--scheduler=EulerDiscreteScheduler",
+    ]
+    assert oss("search", *pipeline, *options).code == 0
+    schedule = Schedule.load("schedules/StableDiffusionPipeline-2.json")
+    assert len(schedule.teacher_times) == 7
+    assert schedule.teacher_times[0] == 0.0  # DDIM's configuration here ends above it
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "prompts: expected a prompt a line in prompts.txt, got none"),
+        (b"\n  \n", "prompts: expected a prompt a line in prompts.txt, got none"),
+        (b"caf\xe9", "prompts: expected UTF-8 text in prompts.txt, got byte 0xe9 at position 3"),
+    ],
+)
+def test_a_prompts_file_is_checked(
+    oss: Oss, pipeline: list[str], content: bytes, message: str
+) -> None:
+    Path("prompts.txt").write_bytes(content)
+    assert_fails(oss("search", *pipeline), message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pipeline=nowhere/at/all"], "pipeline: nowhere/at/all cannot be loaded: "),
+        (["--scheduler=Nothing"], "scheduler: expected a class of diffusers, got 'Nothing'"),
+        (["--scheduler=DDPMScheduler"], "DDPMScheduler adds fresh noise in every step"),
+        (["--set=latents=1"], "latents: expected none of it"),
+        (["--set=eta=0.5"], "eta: expected 0.0, got 0.5"),
+        (["--set=nothing=1"], "StableDiffusionPipeline has no argument 'nothing'"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(
+    oss: Oss, pipeline: list[str], options: list[str], message: str
+) -> None:
+    assert_fails(oss("search", *pipeline, "--teacher-steps=6", "--steps=2", *options), message)
+    assert files() == {"prompts.txt"}
+
+
+def test_without_diffusers_the_error_says_what_to_install(
+    oss: Oss, pipeline: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert_fails(oss("search", *pipeline), "pip install 'oss_ext[diffusers]'")
+
+
+def test_options_of_pipelines_need_one(oss: Oss) -> None:
+    assert_misused(oss("search", *TINY, "--steps=2", "--batch=2"), "batch belongs to --pipeline")
+
+
+def test_a_schedule_of_a_pipeline_asks_for_it(oss: Oss, found: list[str]) -> None:
+    schedule = Schedule.load(found[0])
+    body = {**vars(schedule), "model": "FluxPipeline"}
+    Schedule(**body).save("flux.json")
+    assert_misused(oss("compare", "flux.json"), "'FluxPipeline' is not a bundled one")
+
+
+# --- hosts --------------------------------------------------------------------------------------
+
+
+def test_a_search_for_a_host_can_be_exported_to_it(oss: Oss) -> None:
+    assert oss("search", *TINY, "--steps=3", "--for=comfyui").code == 0
+    outcome = oss("export", "schedules/analytic-3.json", "--to=comfyui")
+    assert outcome.code == 0, outcome.err
+    schedule = Schedule.load("schedules/analytic-3.json")
+    assert [float(v) for v in outcome.out.split(",")] == pytest.approx(schedule.sigmas, rel=1e-8)
+    assert "ManualSigmas" in outcome.err
+    assert "ends with the final sigma" in outcome.err
+
+
+def test_a_search_for_whole_timesteps_has_them(oss: Oss) -> None:
+    options = ["--steps=3", "--for=lightx2v", "--shift=5"]
+    assert oss("search", *TINY, *options).code == 0
+    outcome = oss("export", "schedules/analytic-3.json", "--to=lightx2v", "--shift=5")
+    body = json.loads(outcome.out)
+    u = [step / 1000 for step in body["denoising_step_list"]]
+    times = [5 * x / (1 + 4 * x) for x in u]
+    schedule = Schedule.load("schedules/analytic-3.json")
+    assert times == pytest.approx(schedule.times[:-1], abs=1e-12)
+
+
+def test_a_pinned_host_and_a_free_start_contradict_each_other(oss: Oss) -> None:
+    outcome = oss("search", *TINY, "--steps=2", "--for=comfyui", "--start=free")
+    assert_misused(outcome, "--start: comfyui needs a pinned start, got free")
+
+
+def test_a_host_that_cannot_run_a_schedule_is_refused_unless_forced(oss: Oss) -> None:
+    assert_fails(oss("export", "preset:flux-oss-10", "--to=comfyui"), "free start")
+    outcome = oss("export", "preset:flux-oss-10", "--to=comfyui", "--force", "--out=sigmas.txt")
+    assert outcome.code == 0
+    assert outcome.out == ""
+    assert Path("sigmas.txt").read_text().startswith("0.9968, 0.9886, ")
+
+
+def test_diffusers_is_given_arguments_for_its_very_scheduler(
+    oss: Oss, folder: Path, pipeline: list[str]
+) -> None:
+    options = ["--samples=2", "--teacher-steps=6", "--steps=2", "--for=diffusers"]
+    kind = "--scheduler=EulerDiscreteScheduler"
+    assert oss("search", *pipeline, *options, kind).code == 0
+    found = "schedules/StableDiffusionPipeline-2.json"
+    # The folder's own scheduler is DDIM, which takes no schedule.
+    refused = oss("export", found, "--to=diffusers", f"--scheduler={folder}")
+    assert_fails(refused, "DDIMScheduler takes no schedule; use export.attach(schedule, pipe)")
+    euler = pipeline_load.import_diffusers().EulerDiscreteScheduler
+    euler(**pipelines.SD_BETAS).save_pretrained("euler")
+    outcome = oss("export", found, "--to=diffusers", "--scheduler=euler")
+    assert outcome.code == 0, outcome.err
+    given: dict[str, Any] = json.loads(outcome.out)
+    assert given["sigmas"] == pytest.approx(Schedule.load(found).sigmas, rel=1e-6)
+
+
+def test_diffusers_needs_the_scheduler(oss: Oss, found: list[str]) -> None:
+    assert_misused(oss("export", found[0], "--to=diffusers"), "--scheduler: expected the folder")
+    assert_fails(
+        oss("export", found[0], "--to=diffusers", "--scheduler=nowhere"),
+        "--scheduler: expected a scheduler in nowhere",
+    )
+
+
+# --- presets ------------------------------------------------------------------------------------
+
+
+def test_presets_are_listed_shown_and_exported_like_files(oss: Oss) -> None:
+    listed = oss("presets").out
+    assert "preset:flux-oss-10\n" in listed
+    shown = oss("show", "preset:sdxl-ays-10", "--plot=ays.png")
+    assert "10 steps, ays: not searched" in shown.out
+    assert files() == {"ays.png"}
+    text = oss("export", "preset:wan-oss-20", "--to=wan").out
+    assert text.startswith("np.array([1, 0.997, ")
+    assert_fails(oss("show", "preset:none"), "unknown preset 'none'; known presets: ")
+
+
+def test_a_preset_is_judged_by_the_teacher_of_the_files_beside_it(
+    oss: Oss, found: list[str]
+) -> None:
+    outcome = oss("compare", *found, "preset:wan-oss-20", *TINY[1:2], "--samples=2", "--quiet")
+    assert outcome.code == 1
+    assert "steps: expected 1 to 8, got 20" in outcome.err  # uniform spacing of 20 steps in 8
