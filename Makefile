@@ -13,7 +13,7 @@ VENV ?= .venv
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all sanitize cuda gpu-check build wheel lint bench clean
+.PHONY: help demo test test-all test-examples sanitize cuda gpu-check build wheel lint bench clean
 
 bin := $(VENV)/bin
 # One stamp per way to build, so that a change of OSS_NATIVE or OSS_CUDA builds again.
@@ -33,6 +33,9 @@ test: $(built)  ## run the tests that take seconds
 
 test-all: $(built)  ## run all tests
 	@$(bin)/pytest -q
+
+test-examples: $(built)  ## run the examples; fetches a network from the package index
+	@$(bin)/pytest -q python_tests/test_examples.py
 
 sanitize: $(built)  ## run the CPU and CUDA kernels on the CPU under the sanitizers
 	@PATH=$(abspath $(bin)):$$PATH cmake -S . -B build/sanitize -G Ninja -DOSS_SANITIZE=ON \

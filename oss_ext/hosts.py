@@ -164,6 +164,15 @@ class Host:
         ab = torch.tensor([[alpha], [beta]], dtype=torch.float64, device=x.device)
         return velocity_of(self.predicts, output, (alpha + beta) * x, ab[0], ab[1], self.sigma_data)
 
+    def shift(self, mu: float | None = None) -> float | None:
+        """The time shift of a flow host, None where it depends on a ``mu`` that is not given."""
+        if self.config.get("use_dynamic_shifting", False):
+            if mu is None:
+                return None
+            linear = self.config.get("time_shift_type", "exponential") == "linear"
+            return mu if linear else math.exp(mu)
+        return float(self.config.get("shift") or self.config.get("flow_shift") or 1.0)
+
     def noise_scale(self, t: float) -> float:
         """Pipelines start at flow time ``t`` from this times standard normal noise, in flow
         coordinates."""

@@ -131,6 +131,9 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 batch_option = click.option(
     "--max-batch", type=click.IntRange(1), help="Rows per model call. [default: all samples]"
 )
+force_option = click.option(
+    "--force", is_flag=True, help="Go on with a schedule of another model or time shift."
+)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 schedules_argument = click.argument(
     "schedule_files", metavar="SCHEDULE...", nargs=-1, required=True
@@ -145,7 +148,7 @@ def load_schedule(name: str | Path) -> Schedule:
     return Schedule.load(text)
 
 
-def load_for(schedules: list[Schedule], choice: Choice) -> Model:
+def load_for(schedules: list[Schedule], choice: Choice, force: bool = False) -> Model:
     """The model that the schedules name, or the pipeline, with the user's options."""
     searched = [schedule for schedule in schedules if schedule.model_hash]
     names = {schedule.model for schedule in searched}
@@ -156,7 +159,11 @@ def load_for(schedules: list[Schedule], choice: Choice) -> Model:
             f"the model {(names or {schedules[0].model}).pop()!r} is not a bundled one; give its "
             "--pipeline"
         )
-    model = choice.load(names.pop() if names else "")
+    model = choice.load(next(iter(names), ""))
+    if names and model.name not in names and not force:
+        raise click.UsageError(
+            f"the schedule was searched for {names.pop()}, got {model.name}; --force goes on"
+        )
     if any(schedule.model_hash != model.fingerprint() for schedule in searched):
         click.echo(
             f"note: searched with other weights or options than this {model.name!r} "

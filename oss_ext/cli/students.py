@@ -17,6 +17,7 @@ from oss_ext.cli.base import (
     check_images,
     check_picture,
     check_writable,
+    force_option,
     load_for,
     load_schedule,
     model_options,
@@ -40,6 +41,7 @@ from oss_ext.teacher import teacher as make_teacher
 @click.option("--samples", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--seed", default=1, show_default=True, help="Seed of the noise.")
 @batch_option
+@force_option
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="samples.png",
               show_default=True, help="A picture (.png, .pdf) or .safetensors.")  # fmt: skip
 @quiet_option
@@ -49,6 +51,7 @@ def sample(
     samples: int,
     seed: int,
     max_batch: int | None,
+    force: bool,
     out: Path,
     quiet: bool,
 ) -> None:
@@ -58,7 +61,7 @@ def sample(
         raise click.UsageError(f"--out: expected a picture or a .safetensors file, got {out}")
     schedule = load_schedule(schedule_file)
     check_writable(out.parent)
-    model = load_for([schedule], choice)
+    model = load_for([schedule], choice, force)
     if isinstance(model, PipelineModel) and not tensors:
         plot_samples(
             {f"{schedule.method} {schedule.steps}": draw(model, schedule, samples, seed)}, out
@@ -78,14 +81,14 @@ def sample(
     click.echo(f"wrote {samples} samples to {out}")
 
 
-def draw(model: PipelineModel, schedule: Schedule, samples: int, seed: int) -> Tensor:
+def draw(model: PipelineModel, schedule: Schedule, samples: int, seed: int, force: bool) -> Tensor:
     """What the pipeline itself makes with the schedule, ``[samples, 3, H, W]`` in [-1, 1].
 
     Of videos, the frame in the middle.
     """
     slots = model.slots or 1
     images: list[Tensor] = []
-    with attach(schedule, model.pipe):
+    with attach(schedule, model.pipe, force=force):
         for first in range(0, samples, slots):
             call = model.call(first // slots, model.seeds(first, seed))
             made = model.pipe(**call | {"num_inference_steps": schedule.steps})
@@ -107,6 +110,7 @@ def draw(model: PipelineModel, schedule: Schedule, samples: int, seed: int) -> T
 @click.option("--seed", default=1, show_default=True,
               help="Seed of the held-out noise; not the search's.")  # fmt: skip
 @batch_option
+@force_option
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False),
               help="Also write teacher and students side by side (image models).")  # fmt: skip
 @quiet_option
@@ -116,6 +120,7 @@ def compare(
     samples: int,
     seed: int,
     max_batch: int | None,
+    force: bool,
     picture: Path | None,
     quiet: bool,
 ) -> None:
@@ -130,7 +135,7 @@ def compare(
     grids = {(s.teacher_times, s.teacher_solver) for s in searched}
     if len(grids) > 1:
         raise click.UsageError("the schedules have different teachers; compare them one by one")
-    model = load_for(loaded, choice)
+    model = load_for(loaded, choice, force)
     if picture is not None:
         check_images("--picture", model)
     times, solver = grids.pop()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.export.base import ExportError
-from oss_ext.export.diffusers_attach import check_host, first_scale
+from oss_ext.export.diffusers_attach import check_host, check_shift, first_scale
 from oss_ext.hosts import Host, read_host
 from oss_ext.schedule import Schedule
 
@@ -48,6 +47,7 @@ def arguments(
     host = read_host(scheduler)
     check_host(schedule, host, force)
     _check_configuration(schedule, host, mu)
+    check_shift(schedule, host, mu, force)
     takes = inspect.signature(type(scheduler).set_timesteps).parameters
     times = torch.tensor(schedule.times, dtype=torch.float64)
     sigmas = host.sigmas(times)
@@ -104,15 +104,10 @@ def _before_shift(host: Host, sigmas: Tensor, mu: float | None) -> Any:
     """What the host turns into ``sigmas``: before its shift, with the final 0 or without."""
     if host.state == "ve":
         return sigmas.tolist()
-    config, inner = host.config, sigmas[:-1]
-    if config.get("invert_sigmas", False):
+    inner, shift = sigmas[:-1], host.shift(mu)
+    if host.config.get("invert_sigmas", False):
         inner = 1 - inner
-    if config.get("use_dynamic_shifting", False):
-        assert mu is not None
-        linear = config.get("time_shift_type", "exponential") == "linear"
-        shift = mu if linear else math.exp(mu)
-    else:
-        shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
+    assert shift is not None  # _check_configuration has asked for mu
     values = inner / (shift - (shift - 1) * inner)
     # UniPC multiplies what it is given, which a list cannot be.
     return values.numpy() if host.name == "UniPCMultistepScheduler" else values.tolist()

@@ -7,6 +7,7 @@ scale of a free start included.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from oss_ext.export.base import ExportError
 from oss_ext.hosts import Host, StandIn, StepOutput, read_host, stand_in
-from oss_ext.noise import FlowPath, VPPath
+from oss_ext.noise import FlowPath, VPPath, shift_of
 from oss_ext.schedule import Schedule
+
+SHIFT_TOLERANCE = 0.05
+"""Of the logarithm: hosts that cut timesteps to whole numbers blur their shift."""
 
 
 def check_host(schedule: Schedule, host: Host, force: bool = False) -> None:
@@ -34,6 +38,26 @@ def check_host(schedule: Schedule, host: Host, force: bool = False) -> None:
         )
 
 
+def check_shift(
+    schedule: Schedule, host: Host, mu: float | None = None, force: bool = False
+) -> None:
+    """``ExportError`` if the teacher had another time shift than the host, unless ``force``.
+
+    The steps would be those that were searched, but for a model at another resolution or
+    configuration. Teachers that are not evenly spaced before a shift say nothing of it.
+    """
+    if force or host.state != "flow":
+        return
+    theirs = host.shift(mu)
+    ours = shift_of(torch.tensor(schedule.teacher_times, dtype=torch.float64))
+    if ours is None or theirs is None or abs(math.log(ours / theirs)) < SHIFT_TOLERANCE:
+        return
+    raise ExportError(
+        f"schedule: searched at a time shift of {ours:.4g}, but {host.name} is at {theirs:.4g} "
+        "here (resolution or configuration); force=True goes on"
+    )
+
+
 def first_scale(schedule: Schedule, host: Host) -> float:
     """What multiplies standard normal noise to make the first state, as the scheduler has it.
 
@@ -47,11 +71,13 @@ class Scheduled(StandIn):
 
     schedule: Schedule
     host: Host
+    force: bool
     order = 1
 
     def set_timesteps(
         self, num_inference_steps: Any = None, device: Any = None, **options: Any
     ) -> None:
+        check_shift(self.schedule, self.host, options.get("mu"), self.force)
         times = torch.tensor(self.schedule.times, dtype=torch.float64)
         steps = self.host.timesteps(times[:-1])
         self.timesteps = steps.to(
@@ -130,7 +156,8 @@ def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any
     would, and takes Euler steps at the schedule's times whatever the class's own solver is.
 
     Raises:
-        ExportError: a schedule of another path (unless ``force``) or of a solver that no host has.
+        ExportError: a schedule of another path or time shift (unless ``force``), or of a solver
+            that no host has. A shift by resolution is known, and checked, when the pipeline runs.
         UnknownScheduler: a scheduler that cannot be read.
     """
     host = read_host(scheduler)
@@ -138,7 +165,7 @@ def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any
     if schedule.solver != "euler":
         raise ExportError(f"solver: expected 'euler', got {schedule.solver!r}")
     made = stand_in(Scheduled, scheduler)
-    made.schedule, made.host = schedule, host
+    made.schedule, made.host, made.force = schedule, host, force
     made.set_timesteps()
     return made
 
@@ -156,10 +183,11 @@ def attach(
         schedule: what was searched.
         pipe: the pipeline to run.
         scheduler: the one it was searched with, if that was not ``pipe.scheduler``.
-        force: also for a schedule of another pipeline class or another path.
+        force: also for a schedule of another pipeline class, path or time shift.
 
     Raises:
-        ExportError: a schedule of another model, path or solver.
+        ExportError: a schedule of another model, path, shift or solver; where the shift depends
+            on the resolution, the pipeline raises it when it runs.
         UnknownScheduler: a scheduler that cannot be read.
     """
     name = type(pipe).__name__

@@ -13,6 +13,8 @@ from oss_ext import arguments
 from oss_ext.noise.base import Path, check_flag, check_number
 
 MAX_MU = 100.0  # e^100 leaves no time but the ends
+MAX_SHIFT = 100.0  # that a grid is searched for
+EVEN = 1e-3  # relative to a step: grids come back from float32
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,29 @@ class FlowPath(Path):
     def grid(self, steps: int) -> Tensor:
         """Uniform in ``t``."""
         return flow_grid(steps)
+
+
+def shift_of(times: Tensor) -> float | None:
+    """The shift of a teacher grid that is evenly spaced before it, else None.
+
+    Args:
+        times: ``[N+1]`` ascending; the first, the clean end, does not count.
+    """
+    inner = times[1:].double()
+    if len(inner) < 4:
+        return None
+
+    def unevenness(shift: Tensor) -> Tensor:
+        before = inner / (shift[:, None] - (shift[:, None] - 1) * inner)
+        return before.diff(dim=1).diff(dim=1).abs().amax(dim=1) * len(inner)
+
+    low, high = -math.log(MAX_SHIFT), math.log(MAX_SHIFT)
+    for _ in range(4):  # each search is 50 times finer than the one before
+        candidates = torch.linspace(low, high, 201, dtype=torch.float64)
+        error = unevenness(candidates.exp())
+        best = float(candidates[error.argmin()])
+        low, high = best - (high - low) / 100, best + (high - low) / 100
+    return math.exp(best) if float(error.min()) < EVEN else None
 
 
 FLOW = FlowPath()
