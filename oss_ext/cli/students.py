@@ -64,7 +64,8 @@ def sample(
     model = load_for([schedule], choice, force)
     if isinstance(model, PipelineModel) and not tensors:
         plot_samples(
-            {f"{schedule.method} {schedule.steps}": draw(model, schedule, samples, seed)}, out
+            {f"{schedule.method} {schedule.steps}": draw(model, schedule, samples, seed, force)},
+            out,
         )
         click.echo(f"wrote {samples} samples to {out}")
         return
