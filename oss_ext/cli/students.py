@@ -63,16 +63,12 @@ def sample(
     check_writable(out.parent)
     model = load_for([schedule], choice, force)
     if isinstance(model, PipelineModel) and not tensors:
-        plot_samples(
-            {f"{schedule.method} {schedule.steps}": draw(model, schedule, samples, seed, force)},
-            out,
-        )
-        click.echo(f"wrote {samples} samples to {out}")
-        return
-    if not tensors:
-        check_images("--out", model)
-    noise = model.noise(samples, seed, start=schedule.teacher_times[-1])
-    result = sample_schedule(model, noise, schedule, max_batch=max_batch, progress=not quiet)
+        result = draw(model, schedule, samples, seed, force)
+    else:
+        if not tensors:
+            check_images("--out", model)
+        noise = model.noise(samples, seed, start=schedule.teacher_times[-1])
+        result = sample_schedule(model, noise, schedule, max_batch=max_batch, progress=not quiet)
     out.parent.mkdir(parents=True, exist_ok=True)
     if tensors:
         with replacing(out) as temporary:
