@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,15 @@ from diffusers import (
     UNet2DConditionModel,
     WanTransformer3DModel,
 )
+from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import set_verbosity_error
+
+# They warn of optional packages, of which nothing here needs any, and show bars while they load.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+set_verbosity_error()
 
 PROMPTS = 2
 
@@ -56,7 +63,6 @@ class Case:
     pipe: Any
     call: dict[str, Any]
     state: tuple[int, ...]
-    components: dict[str, Any] = field(default_factory=dict)
 
 
 def image_vae(channels: int) -> AutoencoderKL:
@@ -194,9 +200,7 @@ SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def stable_diffusion(text_encoder: Any = None, tokenizer: Any = None) -> Case:
-    scheduler = DDIMScheduler(
-        **SD_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1
-    )
+    scheduler = DDIMScheduler(**SD_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     pipe = diffusers.StableDiffusionPipeline(
         unet=unet(), scheduler=scheduler, vae=image_vae(4), text_encoder=text_encoder,
         tokenizer=tokenizer, safety_checker=None, feature_extractor=None,
@@ -311,7 +315,7 @@ def ltx() -> Case:
 def flux_image_to_image() -> Case:
     text_to_image = flux()
     pipe = diffusers.FluxImg2ImgPipeline(**text_to_image.pipe.components)
-    image = draw(5, 1, 3, 16, 16).clamp(-1, 1)
+    image = draw(5, 1, 3, 16, 16).sigmoid()
     call = text_to_image.call | {"image": image.expand(PROMPTS, -1, -1, -1), "strength": 0.6}
     return Case(pipe, call, text_to_image.state)
 
