@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,8 @@ class Host:
         whole_timesteps: the host tells the network whole numbers.
         sigma_data: of EDM preconditioning.
         scheduler: the object itself.
+        own: flow times of the steps that were set in the scheduler, and what it tells the network
+            at them; None before ``set_timesteps``.
     """
 
     name: str
@@ -101,18 +103,28 @@ class Host:
     whole_timesteps: bool
     sigma_data: float
     scheduler: Any
+    own: tuple[Tensor, Tensor] | None = None
 
     @property
     def config(self) -> Any:
         return self.scheduler.config
 
     def timesteps(self, times: Tensor) -> Tensor:
-        """What the host tells the network at flow times ``times``, float64."""
+        """What the host tells the network at flow times ``times``, float64.
+
+        At its own steps what it says itself: hosts interpolate, round and cut off in ways of
+        their own. Elsewhere what it would say, as near as can be known.
+        """
         steps = self.path.model_times(times)
-        if not self.whole_timesteps:
-            return steps
-        # On a flow path hosts cut off the fraction; elsewhere their timesteps are whole.
-        return (steps + TRUNCATION_GUARD).floor() if self.state == "flow" else steps.round()
+        if self.whole_timesteps:
+            # On a flow path hosts cut off the fraction; elsewhere most of them round.
+            flow = self.state == "flow"
+            steps = (steps + TRUNCATION_GUARD).floor() if flow else steps.round()
+        if self.own is not None:
+            known, told = self.own
+            match = times[:, None] == known
+            steps = torch.where(match.any(dim=1), told[match.int().argmax(dim=1)], steps)
+        return steps
 
     def sigmas(self, times: Tensor) -> Tensor:
         """The host's ``sigmas`` at flow times ``times``, float64."""
@@ -171,7 +183,9 @@ class Host:
                 return None
             linear = self.config.get("time_shift_type", "exponential") == "linear"
             return mu if linear else math.exp(mu)
-        return float(self.config.get("shift") or self.config.get("flow_shift") or 1.0)
+        set_later = getattr(self.scheduler, "shift", None)
+        fixed = set_later or self.config.get("shift") or self.config.get("flow_shift")
+        return float(fixed or 1.0)
 
     def noise_scale(self, t: float) -> float:
         """Pipelines start at flow time ``t`` from this times standard normal noise, in flow
@@ -250,7 +264,19 @@ def read_host(scheduler: Any) -> Host:
         else:
             path = _vp_path(scheduler)
         whole = state == "vp"
-    return Host(name, state, predicts, path, whole, float(config.get("sigma_data", 0.5)), scheduler)
+    sigma_data = float(config.get("sigma_data", 0.5))
+    host = Host(name, state, predicts, path, whole, sigma_data, scheduler)
+    return replace(host, own=_own_steps(host))
+
+
+def _own_steps(host: Host) -> tuple[Tensor, Tensor] | None:
+    """The flow times of the scheduler's steps and its timesteps; None if it has none yet."""
+    scheduler = host.scheduler
+    if "sigmas" not in vars(scheduler) or getattr(scheduler, "num_inference_steps", None) is None:
+        return None
+    sigmas = torch.as_tensor(scheduler.sigmas, dtype=torch.float64, device="cpu")
+    told = torch.as_tensor(scheduler.timesteps, dtype=torch.float64, device="cpu").clone()
+    return (host.flow_times(sigmas[:-1]), told) if len(sigmas) == len(told) + 1 else None
 
 
 def known_name(scheduler: Any) -> str:
@@ -273,6 +299,11 @@ def known_name(scheduler: Any) -> str:
 
 
 def _refuse_noise_and_clipping(name: str, config: Any) -> None:
+    if name == "PNDMScheduler" and not config.get("skip_prk_steps", False):
+        raise UnknownScheduler(
+            f"scheduler: {name} with skip_prk_steps=False takes half steps; pass "
+            f"scheduler={name}.from_config(pipe.scheduler.config, skip_prk_steps=True)"
+        )
     for key in ("stochastic_sampling", "clip_sample", "thresholding"):
         if config.get(key, False):
             what = {"stochastic_sampling": "adds fresh noise in every step"}.get(
@@ -301,9 +332,9 @@ def _vp_path(scheduler: Any) -> VPPath:
             train_steps=len(bars),
             zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
         )
-        alpha, _ = path.alpha_beta(path.knots)
-        if torch.allclose(alpha**2, bars.double(), rtol=1e-3, atol=1e-6):
-            return path
+        own = VPPath(alphas_cumprod=tuple(bars.double().tolist()))
+        # Some hosts stop just short of pure noise.
+        return path if torch.allclose(path.knots, own.knots, atol=1e-5) else own
     return VPPath(alphas_cumprod=tuple(bars.double().tolist()))
 
 
@@ -332,6 +363,7 @@ def stand_in(mixin: type[StandIn], scheduler: Any) -> Any:
     Pipelines ask schedulers for their class, configuration, levels and the parameters of their
     methods, and so find what they would find in the original, which is left alone.
     """
+    scheduler = original_of(scheduler)
     original = type(scheduler)
     methods = {}
     for name in ("set_timesteps", "step"):
@@ -339,8 +371,13 @@ def stand_in(mixin: type[StandIn], scheduler: Any) -> Any:
         methods[name] = override
     kind = type(original.__name__, (mixin, original), methods)
     copy: Any = object.__new__(kind)
-    vars(copy).update(vars(scheduler))
+    vars(copy).update(vars(scheduler), _original=scheduler)
     return copy
+
+
+def original_of(scheduler: Any) -> Any:
+    """What ``scheduler`` stands in for, or itself."""
+    return vars(scheduler).get("_original", scheduler)
 
 
 def _signed_as(function: Any, like: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from oss_ext import arguments
 from oss_ext.files import replacing
 from oss_ext.noise import FLOW, FlowPath, check_grid, path_from_dict
 from oss_ext.noise import Path as NoisePath
@@ -85,6 +86,8 @@ class Schedule:
             where a part of a schedule ends).
         teacher_times: the teacher's grid, ascending.
         indices: the rows of the teacher's grid that ``times`` are, descending; None off the grid.
+        teacher_timesteps: what the network is told at ``teacher_times[1:]``; as the path has it if
+            empty (hosts round and interpolate in ways of their own).
         model, model_hash: name and fingerprint of the model searched with.
         path: the model's noise path.
         solver, teacher_solver: names of the student's and the teacher's solver.
@@ -110,6 +113,7 @@ class Schedule:
     samples: int = 0
     search_nfe: int = 0
     package_version: str = __version__
+    teacher_timesteps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("model", "model_hash", "solver", "teacher_solver", "method",
@@ -136,6 +140,11 @@ class Schedule:
         if self.objective is not None:
             _expect(isinstance(self.objective, Objective), "objective", "null or an Objective",
                     self.objective)  # fmt: skip
+        self._make_tuple("teacher_timesteps", float, "numbers")
+        n = len(self.teacher_times) - 1
+        valid = len(self.teacher_timesteps) in (0, n)
+        valid = valid and all(map(math.isfinite, self.teacher_timesteps))
+        _expect(valid, "teacher_timesteps", f"none or {n} finite numbers", self.teacher_timesteps)
 
     def _make_tuple(self, name: str, kind: type, expected: str) -> None:
         """Lists, as JSON gives them, become tuples, so that the schedule is frozen throughout."""
@@ -180,8 +189,9 @@ class Schedule:
     @property
     def timesteps(self) -> tuple[float, ...]:
         """What the network is told at each of the ``steps`` evaluations."""
-        values = self.path.model_times(torch.tensor(self.times[:-1], dtype=torch.float64))
-        return tuple(values.tolist())
+        values = self.path.model_times(torch.tensor(self.times[:-1], dtype=torch.float64)).tolist()
+        own = dict(zip(self.teacher_times[1:], self.teacher_timesteps, strict=False))
+        return tuple(own.get(t, value) for t, value in zip(self.times, values, strict=False))
 
     @property
     def initial_scale(self) -> float:
@@ -208,22 +218,24 @@ class Schedule:
 
         Args:
             sigma: the noise level to start at, as ``sigmas`` counts it.
-            strength: or the share of the teacher's steps to go through, as diffusers counts it.
+            strength: or the share of the teacher's steps to go through, rounded down to whole
+                ones, as Stable Diffusion pipelines count it.
 
         Raises:
             ScheduleError: neither or both given, or a level that the schedule does not reach.
         """
         if (sigma is None) == (strength is None):
             raise ScheduleError(f"cut: expected sigma or strength, got {sigma!r} and {strength!r}")
-        if strength is not None:
-            _expect(0 < strength <= 1, "strength", "a number above 0 up to 1", strength)
+        name, value = ("sigma", sigma) if strength is None else ("strength", strength)
+        level = _number(name, value)
+        if name == "strength":
+            _expect(0 < level <= 1, "strength", "a number above 0 up to 1", value)
             teacher_steps = len(self.teacher_times) - 1
-            start = self.teacher_times[max(1, int(teacher_steps * strength))]
+            start = self.teacher_times[max(1, int(teacher_steps * level))]
         else:
-            assert sigma is not None
-            start = sigma if isinstance(self.path, FlowPath) else sigma / (1 + sigma)
+            start = level if isinstance(self.path, FlowPath) else level / (1 + level)
         valid = self.times[-1] < start <= self.teacher_times[-1]
-        _expect(valid, "sigma", f"a level above {self.sigmas[-1]:g}, up to the teacher's", sigma)
+        _expect(valid, name, f"a level above sigma {self.sigmas[-1]:g}, up to the teacher's", value)
         return self._part((start, *(t for t in self.times if t < start)))
 
     def split(self, *, at: float | Sequence[float]) -> list[Schedule]:
@@ -239,7 +251,9 @@ class Schedule:
         Raises:
             ScheduleError: levels that do not descend, or one with no step above or below it.
         """
-        levels = [float(level) for level in ([at] if isinstance(at, int | float) else at)]
+        several = isinstance(at, Sequence) and not isinstance(at, str)
+        given: Sequence[Any] = at if isinstance(at, Sequence) and several else [at]
+        levels = [_number("at", level) for level in given]
         _expect(levels == sorted(set(levels), reverse=True), "at", "levels that descend", at)
         # A step that starts exactly at a level is above it: experts switch below.
         bounds = [sum(sigma >= level for sigma in self.sigmas[:-1]) for level in levels]
@@ -309,6 +323,13 @@ class Schedule:
             raise ScheduleError(f"{os.fspath(path)}: not a text file") from None
         except ScheduleError as error:
             raise ScheduleError(f"{os.fspath(path)}: {error}") from None
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return arguments.number(name, value)
+    except ValueError as error:
+        raise ScheduleError(str(error)) from None
 
 
 def _finite_or_none(value: float) -> float | None:

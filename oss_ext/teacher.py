@@ -24,6 +24,7 @@ class Trajectory:
 
     Attributes:
         times: ``[N+1]`` float64 on the CPU, strictly increasing.
+        timesteps: ``[N]`` float64, what the network is told at ``times[1:]``.
         states: ``[N+1, B, *dims]``; ``states[N]`` is the initial noise.
         model, model_hash, solver: what made it, by name and fingerprint.
         path: the model's noise path.
@@ -34,6 +35,7 @@ class Trajectory:
     """
 
     times: Tensor
+    timesteps: Tensor
     states: Tensor
     model: str
     model_hash: str
@@ -75,6 +77,7 @@ class Trajectory:
         return Schedule.from_indices(
             indices,
             self.times.tolist(),
+            teacher_timesteps=tuple(self.timesteps.tolist()),
             model=self.model,
             model_hash=self.model_hash,
             path=self.path,
@@ -126,6 +129,7 @@ def teacher(
     final = states[0]
     return Trajectory(
         times=grid,
+        timesteps=model.timesteps(grid[1:]),
         states=states,
         model=model.name,
         model_hash=model.fingerprint(),

@@ -111,7 +111,6 @@ def test_slots_that_nobody_asked_for_hold_a_state_of_the_same_call(seed: int) ->
     assert torch.equal(by_group[4], states[0, 6].expand(4, *SHAPE))
 
 
-@pytest.mark.xfail(reason="every slot of a call is checked, asked for or not", strict=True)
 def test_a_bad_velocity_of_a_slot_that_was_not_asked_for_is_nobodys() -> None:
     """Item 2 is bad, and stands in no row that was asked for."""
     model = Slotted(4, lambda x, t, item: torch.where((item == 2)[:, None, None], math.nan, x))

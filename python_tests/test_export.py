@@ -90,12 +90,9 @@ def test_sigmas_of_other_paths_come_back_too(name: str, path: str, seed: int) ->
     times = times_on(EXAMPLES[path], seed, 6).flip(0).tolist()
     schedule = make([*times, 0.0] if times[-1] > 0 else times, EXAMPLES[path])
     got = numbers_in(export.to(schedule, name))
-    assert got == pytest.approx(schedule.sigmas, rel=1e-8)
+    assert got == pytest.approx(schedule.sigmas, rel=1e-7)  # half a float32
 
 
-@pytest.mark.xfail(
-    reason="9 digits of a float64 may round to the float32 beside its own", strict=True
-)
 @each_seed(1)
 def test_any_number_comes_back_as_the_same_float32(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -162,21 +159,21 @@ def test_whole_timesteps_of_a_vp_path_are_its_own() -> None:
 @pytest.mark.parametrize(("name", "shift"), [("sdnext", 1.0), ("lightx2v", 1.0), ("lightx2v", 5)])
 def test_steps_that_fall_on_the_same_whole_timestep_are_refused(name: str, shift: float) -> None:
     close = make([0.9, 0.50001, 0.49999, 0.0], free=True)
-    with pytest.raises(ExportError, match=r"^timesteps: expected 3 different whole numbers, got"):
+    with pytest.raises(
+        ExportError, match=r"^timesteps: expected 3 different whole numbers above 0"
+    ):
         export.to(close, name, shift=shift)
     with pytest.raises(ExportError, match=r"^timesteps: expected 3 different"):  # no way to go on
         export.to(close, name, shift=shift, force=True)
 
 
 @pytest.mark.parametrize("name", ["sdnext", "lightx2v"])
-@pytest.mark.xfail(reason="a step that rounds to timestep 0 is let through", strict=True)
 def test_a_step_that_falls_on_the_clean_end_is_refused(name: str) -> None:
     with pytest.raises(ExportError, match=r"^timesteps: "):
         export.to(make([1.0, 0.5, 0.0004, 0.0]), name)
 
 
 @pytest.mark.parametrize("shift", [0.0, -1.0, math.nan, math.inf, "5", None])
-@pytest.mark.xfail(reason="shift is not checked", strict=True)
 def test_a_shift_is_a_positive_number(shift: Any) -> None:
     with pytest.raises(ValueError, match=r"^shift: expected a positive number, got"):
         export.to(HAND_MADE, "lightx2v", shift=shift)
@@ -212,7 +209,6 @@ def test_comfyui_and_its_kin_scale_their_noise() -> None:
     assert set(SCALES) == {"comfyui", "k-diffusion", "forge", "sdcpp"}
 
 
-@pytest.mark.xfail(reason="SD.Next's noise has variance 1 wherever it starts", strict=True)
 def test_a_free_start_on_a_vp_path_is_refused_by_sdnext() -> None:
     assert export.to(make(list(VP.times), SD), "sdnext") == "980, 500, 20"
     with pytest.raises(ExportError, match=r"^sdnext: .*start='pinned'"):
@@ -238,10 +234,9 @@ def test_wan_and_its_kin_are_flow_hosts() -> None:
     assert set(FLOW_ONLY) == {"wan", "open-sora", "invokeai", "lightx2v"}
 
 
-@pytest.mark.xfail(reason="a VE path has no whole timesteps, but its sigmas are taken", strict=True)
 def test_a_path_without_timesteps_is_refused_where_they_are_wanted() -> None:
     times = [sigma / (1 + sigma) for sigma in (80.0, 20.0, 5.0)]
-    with pytest.raises(ExportError, match=r"^sdnext: "):
+    with pytest.raises(ExportError, match=r"^timesteps: .*, got a ve path"):
         export.to(make([*times, 0.0], VEPath()), "sdnext")
 
 

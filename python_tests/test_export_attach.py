@@ -144,7 +144,6 @@ def test_whatever_the_call_says_the_steps_are_the_schedules(
         assert torch.equal(sd3.got(**call), sd3.promised())
 
 
-@pytest.mark.xfail(raises=TypeError, reason="no consistent order of base classes", strict=True)
 def test_another_schedule_takes_the_place_of_the_first() -> None:
     found = search("sd3")
     found.model.close()

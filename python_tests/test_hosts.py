@@ -49,6 +49,8 @@ def make(name: str, **config: Any) -> Any:
     kind = getattr(diffusers, name)
     if "clip_sample" in inspect.signature(kind.__init__).parameters:
         config = {"clip_sample": False} | config
+    if "skip_prk_steps" in inspect.signature(kind.__init__).parameters:
+        config = {"skip_prk_steps": True} | config  # half steps otherwise
     try:
         return kind(**config)
     except ImportError as error:  # scipy
@@ -177,11 +179,7 @@ CUT_OFF = [
     for name in MULTISTEP
     for config in (SD | {"use_exponential_sigmas": True}, COSINE | {"use_exponential_sigmas": True})
 ] + [("DPMSolverMultistepScheduler", COSINE | {"use_karras_sigmas": True})]
-WHOLE = [
-    (name, config)
-    for name, config in CONFIGS
-    if STATES[name] == "vp" and not (name == "PNDMScheduler" and "skip_prk_steps" not in config)
-]
+WHOLE = [(name, config) for name, config in CONFIGS if STATES[name] == "vp"]
 
 
 def assert_timesteps_are_the_schedulers(name: str, config: dict[str, Any], steps: int) -> None:
@@ -200,13 +198,11 @@ def test_whole_timesteps_are_exactly_the_schedulers(
     assert_timesteps_are_the_schedulers(name, config, steps)
 
 
-@pytest.mark.xfail(reason="these configurations cut timesteps off instead of rounding", strict=True)
 @pytest.mark.parametrize(("name", "config"), CUT_OFF, ids=label)
 def test_whole_timesteps_may_be_cut_off(name: str, config: dict[str, Any]) -> None:
     assert_timesteps_are_the_schedulers(name, config, 50)
 
 
-@pytest.mark.xfail(reason="a hair below a whole number counts as that number", strict=True)
 @pytest.mark.parametrize("name", MULTISTEP[:3])
 def test_whole_timesteps_are_exactly_the_schedulers_at_any_number_of_steps(name: str) -> None:
     """The sigmas of 3 equal steps are 1, 0.667 and 0.334, of which 334 and a hair less is made."""
@@ -235,7 +231,6 @@ def test_other_timesteps_are_the_schedulers_to_rounding(
     assert float((host.timesteps(times) - told).abs().max()) <= bound
 
 
-@pytest.mark.xfail(reason="diffusers takes 2**-24 for the alpha_bar of pure noise", strict=True)
 def test_timesteps_of_zero_terminal_snr_are_the_schedulers() -> None:
     times, told = own_times(host := set_steps("EulerDiscreteScheduler", ZERO_SNR))
     assert float((host.timesteps(times) - told).abs().max()) <= 5e-3
@@ -390,3 +385,8 @@ def test_a_stand_in_is_the_scheduler_to_whoever_asks(name: str) -> None:
     assert state_of(original) == before
     assert dict(vars(type(original))) == methods
     assert read_host(double).grid().tolist() == set_steps(name, {}, 5).grid().tolist()
+
+
+def test_half_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"skip_prk_steps=False takes half steps"):
+        read_host(make("PNDMScheduler", skip_prk_steps=False))

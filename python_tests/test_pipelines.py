@@ -223,12 +223,6 @@ def test_image_to_image_starts_at_its_strength(steps: int, taken: int) -> None:
     assert timestep < 990
 
 
-REPEATED = pytest.mark.xfail(
-    reason="where several steps share the first timestep, the grid starts at the last of them",
-    strict=True,
-)
-
-
 @pytest.mark.parametrize(
     ("steps", "shift"),
     [
@@ -237,8 +231,8 @@ REPEATED = pytest.mark.xfail(
         (50, 5.0),
         (50, 12.0),
         (200, 5.0),
-        pytest.param(100, 12.0, marks=REPEATED),
-        pytest.param(250, 5.0, marks=REPEATED),
+        (100, 12.0),
+        (250, 5.0),
     ],
 )
 def test_no_step_is_lost_where_whole_timesteps_repeat(steps: int, shift: float) -> None:

@@ -72,7 +72,6 @@ def test_texts_decide_the_fingerprint(tmp_path: Path) -> None:
     assert prints[0] == fingerprint(case, **calls[0])
 
 
-@pytest.mark.xfail(reason="the pipeline's own configuration is not hashed", strict=True)
 def test_the_pipelines_configuration_decides_the_fingerprint() -> None:
     case = CASES["wan_two_experts"]()
     before = fingerprint(case)
@@ -80,7 +79,6 @@ def test_the_pipelines_configuration_decides_the_fingerprint() -> None:
     assert fingerprint(case) != before
 
 
-@pytest.mark.xfail(reason="only weights of nn.Module are hashed", strict=True)
 def test_the_weights_of_a_wrapped_network_decide_the_fingerprint() -> None:
     case = CASES["sd3"]()
     pipe = quiet(case.pipe, transformer=Wrapped(case.pipe.transformer))

@@ -182,7 +182,6 @@ def test_a_closed_model_has_no_thread(runs: Runs) -> None:
     assert runs() == []
 
 
-@pytest.mark.xfail(reason="close() works once: what begins after it is never left", strict=True)
 def test_a_closed_model_begins_again_when_asked_and_can_be_closed_again(runs: Runs) -> None:
     _, model = make("sd3")
     expected = velocities(model)
@@ -246,7 +245,6 @@ def test_more_is_evaluated_than_the_loop_has_turns(name: str, steps: int) -> Non
     assert model.nfe_probe > roomy.nfe_probe
 
 
-@pytest.mark.xfail(reason="the only turn is the pipeline's own: Ended is raised", strict=True)
 def test_a_single_step_is_a_teacher_too() -> None:
     _, model = make("sd3", steps=1)
     _, roomy = make("sd3")
@@ -338,7 +336,6 @@ def test_an_interrupt_in_the_first_step_leaves_no_thread(runs: Runs) -> None:
     assert runs() == []
 
 
-@pytest.mark.xfail(reason="the answer stays in the queue for the next request", strict=True)
 def test_an_interrupt_between_question_and_answer_is_no_wrong_answer() -> None:
     _, model = make("sd3")
     expected = {t: velocities(model, t) for t in (0.3, 0.6)}
@@ -380,7 +377,6 @@ def test_gradients_are_never_recorded(mode: Any) -> None:
     assert set(seen) == {False}
 
 
-@pytest.mark.xfail(reason="autocast is a thread's own and does not reach the run's", strict=True)
 def test_autocast_holds_in_the_pipeline_as_it_would_without_a_model() -> None:
     case = CASES["sd3"]()
     seen: list[bool] = []

@@ -104,9 +104,10 @@ def test_rows_are_whole_numbers() -> None:
         Schedule.from_indices(rows, OFF_GRID.teacher_times, model="m", model_hash="h")
 
 
-def test_a_schedule_ends_at_the_clean_end() -> None:
-    with pytest.raises(ScheduleError, match=r"^(indices|times): expected .*, got"):
-        Schedule.from_indices([5, 3], OFF_GRID.teacher_times, model="m", model_hash="h")
+def test_a_schedule_stays_within_its_teacher() -> None:
+    outside = {"times": (0.9, 0.3, 0.0), "teacher_times": (0.1, 0.5, 0.9)}
+    with pytest.raises(ScheduleError, match=r"^times: expected values within the teacher's, 0.1"):
+        Schedule(**outside, indices=None, model="m", model_hash="h")
 
 
 @pytest.mark.parametrize("name", ["times", "teacher_times", "indices"])

@@ -41,12 +41,7 @@ def found(family: str, seed: int, start: str = "free") -> tuple[oss.models.Model
         (0.4 - 1e-12, (0.4 - 1e-12, 0.1, 0.0), None),
         (0.1, (0.1, 0.0), (1, 0)),
         (0.01, (0.01, 0.0), None),
-        pytest.param(
-            1,
-            (1.0, 0.4, 0.1, 0.0),
-            (5, 3, 1, 0),
-            marks=pytest.mark.xfail(reason="an int is no time", strict=True),
-        ),
+        (1, (1.0, 0.4, 0.1, 0.0), (5, 3, 1, 0)),
     ],
 )
 def test_a_schedule_cut_at_a_level_starts_at_that_level(
@@ -105,18 +100,17 @@ def test_a_cut_is_by_one_of_sigma_and_strength(options: dict[str, float]) -> Non
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 1.0001, math.nan, math.inf])
 def test_a_level_that_the_schedule_does_not_reach_is_refused(sigma: float) -> None:
-    with pytest.raises(ScheduleError, match=r"^sigma: expected a level above 0, .*, got "):
+    with pytest.raises(ScheduleError, match=r"^sigma: expected a (level above sigma 0|finite)"):
         EXAMPLE.cut(sigma=sigma)
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.1, 1.1, math.nan])
 def test_a_strength_that_makes_no_sense_is_refused(strength: float) -> None:
-    with pytest.raises(ScheduleError, match=r"^strength: expected a number above 0 up to 1, got"):
+    with pytest.raises(ScheduleError, match=r"^strength: expected a (number above 0|finite)"):
         EXAMPLE.cut(strength=strength)
 
 
 @pytest.mark.parametrize("options", [{"sigma": "0.5"}, {"strength": "0.5"}, {"sigma": [0.5]}])
-@pytest.mark.xfail(reason="raises TypeError", strict=True)
 def test_a_level_is_a_number(options: dict[str, Any]) -> None:
     with pytest.raises(ScheduleError):
         EXAMPLE.cut(**options)
@@ -176,12 +170,11 @@ def test_a_level_with_no_step_above_or_below_is_refused(at: float | list[float])
 
 @pytest.mark.parametrize("at", [[0.2, 0.5], [0.5, 0.5], [0.5, 0.2, 0.3], [math.nan, math.nan]])
 def test_levels_descend(at: list[float]) -> None:
-    with pytest.raises(ScheduleError, match=r"^at: expected levels that descend, got"):
+    with pytest.raises(ScheduleError, match=r"^at: expected (levels that descend|a finite)"):
         EXAMPLE.split(at=at)
 
 
 @pytest.mark.parametrize("at", ["0.5", None, ["a"]])
-@pytest.mark.xfail(reason="raises TypeError, or ValueError without a name", strict=True)
 def test_levels_are_numbers(at: Any) -> None:
     with pytest.raises(ScheduleError, match=r"^at: expected"):
         EXAMPLE.split(at=at)
@@ -240,7 +233,7 @@ def test_parts_have_parts() -> None:
     assert below.cut(sigma=0.2).times == (0.2, 0.1, 0.0)
     above, _ = EXAMPLE.split(at=0.2)
     assert above.cut(sigma=0.5).times == (0.5, 0.4, 0.1)
-    with pytest.raises(ScheduleError, match=r"^sigma: expected a level above 0.1"):
+    with pytest.raises(ScheduleError, match=r"^sigma: expected a level above sigma 0.1"):
         above.cut(sigma=0.05)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oss_ext import arguments as arguments_
 from oss_ext.export.base import ExportError, Format, Needs, whole_grid
 from oss_ext.export.diffusers import arguments, call_arguments
 from oss_ext.export.diffusers_attach import Attachment, attach, scheduled
@@ -50,8 +51,10 @@ def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False
 
     Raises:
         ExportError: an unknown format, or a schedule that the host would run otherwise.
+        ValueError: a shift that is no positive number.
     """
     form = get(name)
+    shift = arguments_.number("shift", shift, positive=True)
     form.check(schedule, force)
     return form.render(schedule, shift)
 
@@ -61,4 +64,5 @@ def needs(name: str, path: Path) -> Needs:
     if name == DIFFUSERS:  # as call arguments; ``attach`` needs nothing
         return Needs(not isinstance(path, FlowPath), isinstance(path, VPPath))
     form = get(name)
-    return Needs(form.scales_noise, form.whole_timesteps)
+    pinned = form.scales_noise or (form.unit_noise and not isinstance(path, FlowPath))
+    return Needs(pinned, form.whole_timesteps)

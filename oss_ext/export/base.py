@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
-from oss_ext.noise import FlowPath, Path, distinct
+from oss_ext.noise import FlowPath, Path, VPPath, distinct
 from oss_ext.schedule import Schedule
 
 
@@ -28,6 +29,8 @@ class Format:
             whole tables.
         scales_noise: the host multiplies its initial noise by its first sigma, and so cannot
             start below the teacher's first time from the same noise.
+        unit_noise: the host starts from noise of variance 1, which off a flow path is another
+            size than a free start has.
         whole_timesteps: the host takes whole timesteps only; others are rounded, with an error.
         flow_only: the host runs flow models only.
     """
@@ -37,6 +40,7 @@ class Format:
     render: Callable[[Schedule, float], str]
     final_zero: bool | None
     scales_noise: bool = False
+    unit_noise: bool = False
     whole_timesteps: bool = False
     flow_only: bool = False
 
@@ -49,6 +53,12 @@ class Format:
                 f"{self.name}: this host scales its noise by its first sigma, but the schedule "
                 f"starts at {schedule.sigmas[0]:.6g} from the noise as it is (free start); search "
                 f"with start='pinned' (oss search --for {self.name})"
+            )
+        if self.unit_noise and schedule.starts_below and schedule.path.name != "flow":
+            raise ExportError(
+                f"{self.name}: this host starts from noise of variance 1, but the schedule starts "
+                f"at {schedule.sigmas[0]:.6g} from noise of another size (free start); search with "
+                f"start='pinned' (oss search --for {self.name})"
             )
         if self.flow_only and schedule.path.name != "flow":
             raise ExportError(
@@ -91,7 +101,8 @@ def whole_grid(times: Tensor, path: Path, shift: float = 1.0) -> Tensor:
 
 def number(value: float) -> str:
     """Enough digits to come back as the same float32."""
-    return f"{value:.9g}"
+    text, single = f"{value:.9g}", np.float32(value)
+    return text if np.float32(text) == single else f"{float(single):.9g}"
 
 
 def numbers(values: tuple[float, ...]) -> str:
@@ -108,15 +119,21 @@ def whole_timesteps(schedule: Schedule, shift: float = 1.0) -> list[int]:
     Raises:
         ExportError: two steps fall on the same one.
     """
-    if schedule.path.name == "flow":
+    flow = isinstance(schedule.path, FlowPath)
+    if flow:
         times = schedule.times[:-1]
         values = [1000 * t / (shift - (shift - 1) * t) for t in times]
-    else:
+    elif isinstance(schedule.path, VPPath):
         values = list(schedule.timesteps)
-    rounded = [round(value) for value in values]
-    if len(set(rounded)) < len(rounded):
+    else:
         raise ExportError(
-            f"timesteps: expected {len(rounded)} different whole numbers, got {rounded}; search "
-            "on a coarser teacher grid, or with fewer steps"
+            "timesteps: expected a network that is told whole ones, got a "
+            f"{schedule.path.name} path"
+        )
+    rounded = [round(value) for value in values]
+    if len(set(rounded)) < len(rounded) or (flow and 0 in rounded):
+        raise ExportError(
+            f"timesteps: expected {len(rounded)} different whole numbers above 0, got {rounded}; "
+            "search on a coarser teacher grid, or with fewer steps"
         )
     return rounded

@@ -31,6 +31,9 @@ def arguments(
 ) -> dict[str, Any]:
     """The call arguments with which ``scheduler`` ends up with exactly this schedule.
 
+    The times, that is: a scheduler with a solver of its own (DPM-Solver, UniPC, Heun) takes its own
+    kind of step from one to the next. ``attach`` takes the steps that were searched.
+
     Args:
         schedule: what was searched.
         scheduler: a diffusers scheduler; left alone.
@@ -53,7 +56,7 @@ def arguments(
     sigmas = host.sigmas(times)
     if "sigmas" in takes and (host.state == "flow" or host.state == "ve"):
         given: dict[str, Any] = {"sigmas": _before_shift(host, sigmas, mu)}
-    elif "timesteps" in takes:
+    elif "timesteps" in takes and host.state != "flow":
         given = {"timesteps": [int(t) for t in host.timesteps(times[:-1]).round().tolist()]}
     else:
         raise ExportError(f"{host.name} takes no schedule; {ATTACH}")

@@ -8,33 +8,41 @@ scale of a free start included.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from oss_ext.export.base import ExportError
-from oss_ext.hosts import Host, StandIn, StepOutput, read_host, stand_in
-from oss_ext.noise import FlowPath, VPPath, shift_of
+from oss_ext.hosts import Host, StandIn, StepOutput, original_of, read_host, stand_in
+from oss_ext.noise import FlowPath, Path, VPPath, shift_of
 from oss_ext.schedule import Schedule
 
 SHIFT_TOLERANCE = 0.05
 """Of the logarithm: hosts that cut timesteps to whole numbers blur their shift."""
 
 
+def same_clock(ours: Path, theirs: Path) -> bool:
+    """Whether two paths tell the network the same at the same time."""
+    if isinstance(ours, VPPath) and isinstance(theirs, VPPath):
+        return ours.train_steps == theirs.train_steps and torch.allclose(
+            ours.knots, theirs.knots, atol=1e-4
+        )
+    return ours == theirs
+
+
 def check_host(schedule: Schedule, host: Host, force: bool = False) -> None:
     """``ExportError`` if the schedule was searched on another noise path, unless ``force``."""
     ours, theirs = schedule.path, host.path
-    same = type(ours) is type(theirs)
-    if same and isinstance(ours, VPPath) and isinstance(theirs, VPPath):
-        same = ours.train_steps == theirs.train_steps and torch.allclose(
-            ours.knots, theirs.knots, atol=1e-4
-        )
-    if same and isinstance(ours, FlowPath) and isinstance(theirs, FlowPath):
-        same = ours.reverse == theirs.reverse
-    if not (same or force):
+    # In what they count by, flow models may differ: it is not where they are asked.
+    flow = False
+    if isinstance(ours, FlowPath) and isinstance(theirs, FlowPath):
+        flow = ours.reverse == theirs.reverse
+    if not (flow or same_clock(ours, theirs) or force):
         raise ExportError(
-            f"schedule: searched on the path {ours}, but {host.name} is configured for {theirs}"
+            f"schedule: searched on the path {ours!r:.150}, but {host.name} is configured for "
+            f"{theirs!r:.150}"
         )
 
 
@@ -48,6 +56,8 @@ def check_shift(
     """
     if force or host.state != "flow":
         return
+    if host.config.get("shift_terminal"):
+        return  # a stretched grid is even before another shift
     theirs = host.shift(mu)
     ours = shift_of(torch.tensor(schedule.teacher_times, dtype=torch.float64))
     if ours is None or theirs is None or abs(math.log(ours / theirs)) < SHIFT_TOLERANCE:
@@ -79,8 +89,11 @@ class Scheduled(StandIn):
     ) -> None:
         check_shift(self.schedule, self.host, options.get("mu"), self.force)
         times = torch.tensor(self.schedule.times, dtype=torch.float64)
-        steps = self.host.timesteps(times[:-1])
-        self.timesteps = steps.to(
+        told = torch.tensor(self.schedule.timesteps, dtype=torch.float64)
+        fractions = self.host.whole_timesteps and bool((told != told.round()).any())
+        if fractions or not same_clock(self.schedule.path, self.host.path):
+            told = self.host.timesteps(times[:-1])
+        self.timesteps = told.to(
             device=device, dtype=torch.int64 if self.host.whole_timesteps else torch.float32
         )
         self.sigmas = self.host.sigmas(times).float()
@@ -130,6 +143,11 @@ class Scheduled(StandIn):
         return StepOutput((moved.to(sample.dtype),), x - t * v)
 
 
+def same_weights(name: str) -> str:
+    """A pipeline class's name without what it does to its input: the same weights serve both."""
+    return re.sub("(Img2Img|Inpaint)(?=Pipeline$)", "", name)
+
+
 class Attachment:
     """A pipeline whose scheduler takes a schedule's steps, until ``detach`` or the block ends."""
 
@@ -160,7 +178,7 @@ def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any
             that no host has. A shift by resolution is known, and checked, when the pipeline runs.
         UnknownScheduler: a scheduler that cannot be read.
     """
-    host = read_host(scheduler)
+    host = read_host(original_of(scheduler))
     check_host(schedule, host, force)
     if schedule.solver != "euler":
         raise ExportError(f"solver: expected 'euler', got {schedule.solver!r}")
@@ -191,7 +209,8 @@ def attach(
         UnknownScheduler: a scheduler that cannot be read.
     """
     name = type(pipe).__name__
-    if schedule.model.endswith("Pipeline") and schedule.model != name and not force:
+    known = schedule.model.endswith("Pipeline")
+    if known and same_weights(schedule.model) != same_weights(name) and not force:
         raise ExportError(
             f"schedule: searched for {schedule.model}, got {name}; force=True goes on"
         )

@@ -99,6 +99,7 @@ FORMATS = (
         "SD.Next: the option schedulers_timesteps, whole timesteps",
         _listed(lambda s: ", ".join(map(str, whole_timesteps(s)))),
         final_zero=False,
+        unit_noise=True,
         whole_timesteps=True,
     ),
     Format("text", "one sigma a line, the final one included", _listed(_lines), final_zero=True),

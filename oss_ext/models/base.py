@@ -57,6 +57,10 @@ class Model(abc.ABC):
         """The model's own teacher grid, ``[steps + 1]`` float64 ascending flow times."""
         return self.path.grid(steps)
 
+    def timesteps(self, times: Tensor) -> Tensor:
+        """What the network is told at flow times ``times``, float64."""
+        return self.path.model_times(times)
+
     def noise(self, batch: int, seed: int = 0, *, start: float | None = None) -> Tensor:
         """Initial states ``[batch, *shape]`` in flow coordinates.
 

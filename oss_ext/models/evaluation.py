@@ -66,9 +66,13 @@ class Evaluator:
             t = times[taken[:, 0]].to(states.device)
             with torch.no_grad():
                 v = self.model(x, t, sample.to(states.device))
-            self._check(v, x, t, taken)
+            self._check_shape(v, x)
+            v = v[place.to(v.device)]
+            for at in (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
+                i, b = block[at].tolist()
+                self.first_bad.setdefault(b, float(times[i]))
             row, column = block.to(states.device).unbind(1)
-            out[row, column] = v[place.to(v.device)].to(out.dtype)
+            out[row, column] = v.to(out.dtype)
             self.nfe += len(block)
             self._on_progress(len(block))
 
@@ -124,12 +128,10 @@ class Evaluator:
         first = int(block[0, 1]) // self.block * self.block
         return place, taken, torch.arange(first, first + self.block)
 
-    def _check(self, v: Tensor, x: Tensor, t: Tensor, rows: Tensor) -> None:
+    def _check_shape(self, v: Tensor, x: Tensor) -> None:
         if not isinstance(v, Tensor) or v.shape != x.shape or not v.is_floating_point():
             got = f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
             raise ValueError(
                 f"model {self.model.name!r} returned {got}, expected a floating-point velocity "
                 f"of its input's shape {tuple(x.shape)}"
             )
-        for at in (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
-            self.first_bad.setdefault(int(rows[at, 1]), float(t[at]))

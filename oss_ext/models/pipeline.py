@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.hosts import read_host
+from oss_ext.hosts import original_of, read_host
 from oss_ext.models.base import Model, hash_of
 from oss_ext.models.pipeline_call import check_call, count_items, select
 from oss_ext.models.pipeline_load import diffusers_class, import_diffusers, load_pipeline
@@ -25,8 +25,14 @@ from oss_ext.models.pipeline_run import Ended, Request, Run
 SEED_STRIDE = 1_000_000
 """Sample ``b`` of ``noise(batch, seed)`` has a generator with seed ``SEED_STRIDE * seed + b``."""
 
+TURNS = 100
+"""At the least, of the loops of runs that begin for the sake of evaluations."""
+
 HASHED_VALUES = 64
 """Values of every weight tensor that the fingerprint reads."""
+
+
+PLAIN = (bool, int, float, str)
 
 
 class PipelineModel(Model):
@@ -48,9 +54,9 @@ class PipelineModel(Model):
         self._groups = math.lcm(items, batch) // batch  # of calls with different conditioning
         self._runs: dict[int, Run] = {}
         self._encoded: dict[str, Any] = {}
-        self.close = weakref.finalize(self, _close_all, self._runs)
-        """Leaves the pipeline's loop. The next evaluation enters it again."""
+        weakref.finalize(self, _close_all, self._runs)
         self.nfe_probe = 0
+        self.mu: float | None = None
         self.name = type(pipe).__name__
         run = self._start(0, None)
         self.host, self.path, self.mu = run.host, run.host.path, run.mu
@@ -61,19 +67,28 @@ class PipelineModel(Model):
     # --- the protocol ---
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        group = int(sample[0]) // len(x) % self._groups
+        group = int(sample[0]) // (self.slots or 1) % self._groups
         time = float(t[0])
         at = t[:1].double().cpu()
         state = (self.host.input_scale(time) * x).to(x.dtype)
-        sigma = float(self.host.sigmas(at))
-        request = Request(state, float(self.host.timesteps(at)), sigma)
+        request = Request(state, float(self.timesteps(at)), float(self.host.sigmas(at)))
         output = self._evaluate(group, request)[: len(x)]
         return self.host.velocity(output.to(x.device), x, time)
 
     def times(self, steps: int) -> Tensor:
         """The pipeline's own grid for ``steps``; fewer where it starts part-way (img2img)."""
         self._steps = arguments.whole_number("steps", steps)
-        return self._grid(self._start(0, None))
+        run = self._start(0, None)
+        self.host, self.mu = run.host, run.mu
+        return self._grid(run)
+
+    def timesteps(self, times: Tensor) -> Tensor:
+        """What the scheduler tells the network; at the steps of its grid, what it says itself."""
+        return self.host.timesteps(times)
+
+    def close(self) -> None:
+        """Leave the pipeline's loop. The next evaluation enters it again."""
+        _close_all(self._runs)
 
     def noise(self, batch: int, seed: int = 0, *, start: float | None = None) -> Tensor:
         """The pipeline's own initial states in flow coordinates, ``[batch, *shape]`` float32.
@@ -119,11 +134,12 @@ class PipelineModel(Model):
 
     # --- runs of the pipeline ---
 
-    def _start(self, group: int, seeds: Sequence[int] | None) -> Run:
+    def _start(self, group: int, seeds: Sequence[int] | None, steps: int = 0) -> Run:
         """A run of the pipeline for the items of ``group``, in place of the one there was."""
         if group in self._runs:
             self._runs.pop(group).close()
         call = self.call(group, seeds or range(self.slots or 1))
+        call["num_inference_steps"] = steps or self._steps
         run = Run(self.pipe, self._scheduler, call, self._encoded)
         self.nfe_probe += self.slots or 1
         self._check_rows(run)
@@ -144,17 +160,20 @@ class PipelineModel(Model):
     def _evaluate(self, group: int, request: Request) -> Tensor:
         run = self._runs.get(group)
         if run is None or run.closed:
-            run = self._start(group, None)
+            run = self._start(group, None, max(self._steps, TURNS))
         try:
             return run.evaluate(request)
         except Ended:
-            return self._start(group, None).evaluate(request)
+            run = self._start(group, None, max(self._steps, TURNS))
+            return run.evaluate(request)
 
     def _grid(self, run: Run) -> Tensor:
         """The part of the scheduler's grid that the pipeline goes through."""
         assert run.host_grid is not None
         inner = run.host_grid[1:]
-        row = int((run.host.timesteps(inner) - run.first.timestep).abs().argmin())
+        # Whole timesteps may repeat; the loop begins with the first of its steps, the highest.
+        distance = (run.host.timesteps(inner) - run.first.timestep).abs()
+        row = int((distance == distance.min()).nonzero().max())
         return run.host_grid[: row + 2]
 
     # --- identity ---
@@ -164,11 +183,15 @@ class PipelineModel(Model):
         parts += [self.host.sigma_data, self.shape]
         for key in sorted(self._call):
             parts += [key, *_identity(self._call[key])]
+        settings = dict(getattr(self.pipe, "config", {}))
+        # Components are named in it too, and private entries say where it was loaded from.
+        parts += [f"{k}={settings[k]}" for k in sorted(settings) if isinstance(settings[k], PLAIN)
+                  and not k.startswith("_")]  # fmt: skip
         components = getattr(self.pipe, "components", {})
         for key in sorted(components):
-            module = components[key]
-            if isinstance(module, torch.nn.Module):
-                for name, value in module.state_dict(keep_vars=True).items():
+            weights = getattr(components[key], "state_dict", None)
+            if callable(weights):
+                for name, value in weights().items():
                     parts += [key, name, *_sampled(value)]
         return hash_of(parts)
 
@@ -235,6 +258,7 @@ def from_pipeline(
         raise ValueError(
             f"pipe: expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
         )
+    scheduler = original_of(scheduler)  # a schedule may be attached
     read_host(scheduler)
     check_call(pipe, call)
     items = count_items(call)

@@ -93,7 +93,8 @@ def count_items(call: Mapping[str, Any]) -> int:
         if value is None:
             continue
         if isinstance(value, Tensor | np.ndarray):
-            return len(value) if value.ndim > 1 or name == "class_labels" else 1
+            least = 4 if name in ("image", "video") else 2  # dims of several of them
+            return len(value) if value.ndim >= least or name == "class_labels" else 1
         if isinstance(value, list | tuple):
             if not value:
                 raise ValueError(f"{name}: expected at least one item, got none")

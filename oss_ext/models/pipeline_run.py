@@ -11,6 +11,7 @@ copy: the caller's pipeline is never touched.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import queue
@@ -64,7 +65,8 @@ class Recorder(StandIn):
     def set_timesteps(self, *args: Any, **options: Any) -> None:
         super().set_timesteps(*args, **options)  # type: ignore[misc]
         self.run.mu = options.get("mu")
-        self.run.host_grid = read_host(self).grid()
+        self.run.host = read_host(self)  # now with the steps that the pipeline chose
+        self.run.host_grid = self.run.host.grid()
 
     def scale_model_input(self, sample: Tensor, *args: Any, **options: Any) -> Tensor:
         # Requests are states as the network is to see them; only the first state is not one.
@@ -93,7 +95,7 @@ class Recorder(StandIn):
         # Some pipelines keep the state once for each half of classifier-free guidance.
         state = request.state.repeat(len(sample) // rows, *[1] * (sample.dim() - 1))
         self._given = state.to(sample.dtype)
-        return StepOutput((self._given,))
+        return StepOutput((self._given.clone(),))  # pipelines may write into it
 
     def _check(self, timestep: Tensor, sample: Tensor) -> None:
         """The pipeline evaluated what it was given; else ``RuntimeError`` says how not."""
@@ -104,12 +106,8 @@ class Recorder(StandIn):
                 "keeps its own copy of the timesteps, which is not supported"
             )
         given = self._given
-        same = sample is given or (
-            given is not None
-            and sample.shape == given.shape
-            and torch.equal(sample, given.to(sample))
-        )
-        if not same:
+        assert given is not None
+        if sample.shape != given.shape or not torch.equal(sample, given.to(sample)):
             raise RuntimeError(
                 f"{self.run.name} changed the state between two steps (as inpainting does): the "
                 "steps then depend on each other in ways that a search cannot follow"
@@ -154,11 +152,17 @@ class Run:
         recorder.run = self
         self.host: Host = read_host(recorder)
         call = _Call(pipe, recorder, encoded)
+        # A thread's own as well: what holds where the run is asked for is to hold in it.
+        self._autocasts = [
+            torch.autocast(kind, torch.get_autocast_dtype(kind))
+            for kind in ("cuda", "cpu")
+            if torch.is_autocast_enabled(kind)
+        ]
         self._thread = threading.Thread(
             target=self._work, args=(call, dict(arguments)), name=f"oss {self.name}", daemon=True
         )
         self._thread.start()
-        self.first = self._wait()
+        self.first = self._ask(None)
         if self.host_grid is None:
             self.close()
             raise RuntimeError(f"{self.name} did not set its scheduler's timesteps")
@@ -184,8 +188,7 @@ class Run:
             Ended: the pipeline has left its loop; a new run can go on.
             Whatever the pipeline raises.
         """
-        self._requests.put(request)
-        return self._wait().output
+        return self._ask(request).output
 
     def close(self) -> None:
         """Leave the loop, if that has not happened yet."""
@@ -194,8 +197,11 @@ class Run:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _wait(self) -> Answer:
+    def _ask(self, request: Request | None) -> Answer:
+        """The answer to ``request``, or to the pipeline's own first turn."""
         try:
+            if request is not None:
+                self._requests.put(request)
             answer = self._answers.get()
         except BaseException:  # interrupted: an answer still to come would be taken for another's
             self.closed = True
@@ -211,7 +217,9 @@ class Run:
             device = torch.device(getattr(call.pipe, "_execution_device", "cpu"))
             if device.type == "cuda":  # the current device is a thread's own
                 torch.cuda.set_device(device)
-            with torch.no_grad():
+            with torch.no_grad(), contextlib.ExitStack() as casts:
+                for autocast in self._autocasts:
+                    casts.enter_context(autocast)
                 call(**arguments)
             self._answers.put(Ended(f"{self.name} has left its loop"))
         except Left:
