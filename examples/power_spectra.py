@@ -5,7 +5,7 @@ power spectra of the 21-cm signal. It is a conditional score model on the VP SDE
 that predicts eps and counts time from 0 to 999. Its weights are in its wheel, which pip fetches;
 nothing of it is shipped here.
 
-    python examples/power_spectra.py               # teacher, search, held-out table: 4 minutes
+    python examples/power_spectra.py               # teacher, search, held-out table: 5 minutes
     python examples/power_spectra.py --grid edm    # with another of the paper's teachers
 
 The conditions are synthetic: smooth power laws with the anisotropy and the sample variance of a

@@ -183,7 +183,9 @@ class Host:
                 return None
             linear = self.config.get("time_shift_type", "exponential") == "linear"
             return mu if linear else math.exp(mu)
-        set_later = getattr(self.scheduler, "shift", None)
+        # Not by getattr alone: it may end in the configuration, with a warning.
+        has = isinstance(getattr(type(self.scheduler), "shift", None), property)
+        set_later = self.scheduler.shift if has else None
         fixed = set_later or self.config.get("shift") or self.config.get("flow_shift")
         return float(fixed or 1.0)
 
