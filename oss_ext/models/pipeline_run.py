@@ -249,12 +249,20 @@ class _Call:
         return self.pipe(**arguments)
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether the text that stands for ``value`` says all about it."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    plain = (str, int, float, bool, type(None), torch.device, torch.dtype)
+    return isinstance(value, plain)
+
+
 def _remembering(encode: Any, encoded: dict[str, Any]) -> Any:
     """``encode``, but the same texts only once: text encoders can be larger than denoisers."""
 
     def remember(*args: Any, **options: Any) -> Any:
-        if any(isinstance(value, Tensor) for value in (*args, *options.values())):
-            return encode(*args, **options)  # there is nothing left to encode
+        if not all(map(_is_plain, (*args, *options.values()))):
+            return encode(*args, **options)  # images, or embeddings that were given
         key = repr((args, sorted(options.items())))
         if key not in encoded:
             encoded[key] = encode(*args, **options)

@@ -1,0 +1,17 @@
+"""What diffusers schedulers mean, and objects that stand in for them."""
+
+from oss_ext.hosts.base import Host
+from oss_ext.hosts.reading import STATES, STOCHASTIC, UnknownScheduler, read_host
+from oss_ext.hosts.stand_in import StandIn, StepOutput, original_of, stand_in
+
+__all__ = [
+    "STATES",
+    "STOCHASTIC",
+    "Host",
+    "StandIn",
+    "StepOutput",
+    "UnknownScheduler",
+    "original_of",
+    "read_host",
+    "stand_in",
+]

@@ -1,0 +1,60 @@
+"""Objects that stand in for a scheduler: of its class, with some answers of their own."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+
+class StandIn:
+    """Mixed into a scheduler's own class by ``stand_in``: overrides some of its answers."""
+
+
+class StepOutput(tuple[Tensor]):
+    """What ``step`` returns: a tuple, and its parts by the names that pipelines use."""
+
+    pred_original_sample: Tensor | None
+
+    def __new__(cls, values: tuple[Tensor], x0: Tensor | None = None) -> StepOutput:
+        made = super().__new__(cls, values)
+        made.pred_original_sample = x0
+        return made
+
+    @property
+    def prev_sample(self) -> Tensor:
+        return self[0]
+
+
+def stand_in(mixin: type[StandIn], scheduler: Any) -> Any:
+    """A copy of ``scheduler`` whose class also derives from ``mixin``, which goes first.
+
+    Pipelines ask schedulers for their class, configuration, levels and the parameters of their
+    methods, and so find what they would find in the original, which is left alone.
+    """
+    scheduler = original_of(scheduler)
+    original = type(scheduler)
+    methods = {}
+    for name in ("set_timesteps", "step"):
+        override = _signed_as(getattr(mixin, name), getattr(original, name))
+        methods[name] = override
+    kind = type(original.__name__, (mixin, original), methods)
+    copy: Any = object.__new__(kind)
+    vars(copy).update(vars(scheduler), _original=scheduler)
+    return copy
+
+
+def original_of(scheduler: Any) -> Any:
+    """What ``scheduler`` stands in for, or itself."""
+    return vars(scheduler).get("_original", scheduler)
+
+
+def _signed_as(function: Any, like: Any) -> Any:
+    """``function``, which takes whatever comes, with the parameters that ``like`` shows."""
+
+    def method(self: Any, *args: Any, **options: Any) -> Any:
+        return function(self, *args, **options)
+
+    method.__signature__ = inspect.signature(like)  # type: ignore[attr-defined]
+    return method
