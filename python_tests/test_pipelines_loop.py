@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import _thread
 import gc
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,14 @@ def test_prompts_say_what_their_samples_are(tmp_path: Path) -> None:
 
 
 # --- interrupts ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """A test run in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupting(module: nn.Module) -> Any:
