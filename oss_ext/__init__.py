@@ -10,6 +10,7 @@ images = oss.sample(model, model.noise(8, seed=1), result.schedule(10))
 
 from oss_ext import baselines, export, models, noise, ops, solvers
 from oss_ext.evaluate import compare
+from oss_ext.refine import Refinement, exhaustive, refine
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule, ScheduleError
 from oss_ext.search import SearchResult, search
@@ -17,6 +18,7 @@ from oss_ext.teacher import Trajectory, teacher
 from oss_ext.version import __version__
 
 __all__ = [
+    "Refinement",
     "Schedule",
     "ScheduleError",
     "SearchResult",
@@ -24,10 +26,12 @@ __all__ = [
     "__version__",
     "baselines",
     "compare",
+    "exhaustive",
     "export",
     "models",
     "noise",
     "ops",
+    "refine",
     "sample",
     "search",
     "solvers",

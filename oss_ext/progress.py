@@ -8,4 +8,5 @@ from tqdm import tqdm
 def progress_bar(description: str, evaluations: int, show: bool) -> tqdm:  # type: ignore[type-arg]
     """A bar over ``evaluations`` model evaluations; silent unless ``show`` and on a terminal."""
     silent = None if show else True  # None lets tqdm ask whether stderr is a terminal
-    return tqdm(total=evaluations, desc=description, unit="eval", disable=silent, leave=False)
+    total = evaluations or None  # 0: nobody knows
+    return tqdm(total=total, desc=description, unit="eval", disable=silent, leave=False)

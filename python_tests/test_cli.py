@@ -317,3 +317,18 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     assert err.strip() == "interrupted"
     assert process.returncode == 130
     assert files(tmp_path) == set()
+
+
+def test_refinement_is_part_of_a_search_if_wanted(oss: Oss) -> None:
+    plain = oss("search", *TINY, "--steps=3", "--out=plain")
+    outcome = oss("search", *TINY, "--steps=3", "--refine", "--refine-budget=40", "--out=refined")
+    assert (plain.code, outcome.code) == (0, 0), outcome.err
+    assert "3 steps refined: error " in outcome.out
+    assert "wrote 1 schedules" in outcome.out
+    assert files("refined") == {"analytic-3.json", "schedules.png"}
+    assert Schedule.load("refined/analytic-3.json").method == "refined"
+
+
+def test_refinement_is_for_joint_searches(oss: Oss) -> None:
+    outcome = oss("search", *TINY, "--steps=3", "--scope=instance", "--refine")
+    assert_misused(outcome, "--refine: expected a joint search, got instance")

@@ -16,11 +16,15 @@ from oss_ext.cli.base import (
     model_options,
     quiet_option,
 )
+from oss_ext.refine import refine
 from oss_ext.report import plot_schedules
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS
 from oss_ext.search import check_budgets, make_objective
 from oss_ext.search import search as search_schedules
 from oss_ext.teacher import teacher as make_teacher
+
+LEAST_SPLIT = 8
+"""Samples from which on --refine leaves a quarter out, to check what it found."""
 
 
 @click.command()
@@ -49,6 +53,11 @@ from oss_ext.teacher import teacher as make_teacher
               help="Keep to what this host can run: pinned start, whole timesteps.")  # fmt: skip
 @click.option("--shift", type=float, default=1.0, show_default=True,
               help="With --for: shift that the host applies to whole timesteps.")  # fmt: skip
+@click.option("--refine", "refined", is_flag=True,
+              help="Then descend on the true final error, from the searched and the uniform steps "
+              "(joint search).")  # fmt: skip
+@click.option("--refine-budget", type=click.IntRange(1),
+              help="Evaluations per sample of --refine. [default: until none helps]")  # fmt: skip
 @batch_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="schedules",
               show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
@@ -67,6 +76,8 @@ def search(
     start: str | None,
     host: str | None,
     shift: float,
+    refined: bool,
+    refine_budget: int | None,
     max_batch: int | None,
     out: Path,
     quiet: bool,
@@ -82,6 +93,8 @@ def search(
     # Whatever can be wrong is found before the teacher takes its time.
     check_budgets(steps, teacher_steps)
     make_objective(scope, reduce, aggregate, start or "free")
+    if refined and scope != "joint":
+        raise click.UsageError("--refine: expected a joint search, got instance")
     check_writable(out)
     model = choice.load(model_name)
     times = (
@@ -114,16 +127,32 @@ def search(
     )
     click.echo(result.summary())
     out.mkdir(parents=True, exist_ok=True)
-    plotted = {}
+    plotted, written = {}, 0
     for budget in result.steps:
         plotted[f"uniform {budget}"] = uniform(trajectory, budget)
         if scope == "instance" and aggregate is None:
             for b, schedule in enumerate(result.schedules(budget)):
                 schedule.save(out / f"{model.name}-{budget}-{b}.json")
+                written += 1
                 plotted[f"OSS {budget}, sample {b}"] = schedule
             continue
         schedule = result.schedule(budget)
-        schedule.save(out / f"{model.name}-{budget}.json")
         plotted[f"OSS {budget}"] = schedule
+        if refined:
+            found = refine(
+                model,
+                trajectory,
+                [schedule, plotted[f"uniform {budget}"]],
+                reduce=result.objective.reduce,
+                start=result.objective.start,
+                budget=refine_budget,
+                validation=0.25 if samples >= LEAST_SPLIT else 0,
+                max_batch=max_batch,
+                progress=not quiet,
+            )
+            click.echo(found.summary())
+            schedule = plotted[f"refined {budget}"] = found.schedule
+        schedule.save(out / f"{model.name}-{budget}.json")
+        written += 1
     plot_schedules(plotted, out / "schedules.png")
-    click.echo(f"wrote {len(plotted) - len(result.steps)} schedules and schedules.png to {out}")
+    click.echo(f"wrote {written} schedules and schedules.png to {out}")

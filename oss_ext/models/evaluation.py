@@ -50,7 +50,14 @@ class Evaluator:
         self.first_bad: dict[int, float] = {}
         self._on_progress = on_progress
 
-    def fill(self, out: Tensor, states: Tensor, times: Tensor, rows: Tensor) -> None:
+    def fill(
+        self,
+        out: Tensor,
+        states: Tensor,
+        times: Tensor,
+        rows: Tensor,
+        samples: Tensor | None = None,
+    ) -> None:
         """Write ``out[i, b] = v(states[i, b], times[i])`` for every ``(i, b)`` in ``rows``.
 
         Args:
@@ -58,9 +65,12 @@ class Evaluator:
             states: ``[T, B, *dims]``.
             times: ``[T]`` float64 on the CPU.
             rows: ``[R, 2]`` int64 on the CPU.
+            samples: ``[B]`` int64 on the CPU, which of the run's samples each column is; None: the
+                column's own number.
         """
-        for block in self._blocks(rows):
-            place, taken, sample = self._arrange(block)
+        samples = torch.arange(states.shape[1]) if samples is None else samples
+        for block in self._blocks(rows, samples):
+            place, taken, sample = self._arrange(block, samples)
             row, column = taken.to(states.device).unbind(1)
             x = states[row, column].to(self.model.dtype)
             t = times[taken[:, 0]].to(states.device)
@@ -70,21 +80,26 @@ class Evaluator:
             v = v[place.to(v.device)]
             for at in (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
                 i, b = block[at].tolist()
-                self.first_bad.setdefault(b, float(times[i]))
+                self.first_bad.setdefault(int(samples[b]), float(times[i]))
             row, column = block.to(states.device).unbind(1)
             out[row, column] = v.to(out.dtype)
             self.nfe += len(block)
             self._on_progress(len(block))
 
-    def at(self, x: Tensor, t: float) -> Tensor:
+    def at(self, x: Tensor, t: float, samples: Tensor | None = None) -> Tensor:
         """``v(x, t)`` for one state per sample, ``[B, *dims]``, at one time.
+
+        Args:
+            x: ``[B, *dims]``.
+            t: flow time.
+            samples: which of the run's samples the rows are; None: the first B.
 
         Raises:
             NonFiniteError: the model returned NaN or inf, naming time and sample.
         """
         rows = torch.stack([torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x))], dim=1)
         out = torch.empty_like(x)[None]
-        self.fill(out, x[None], torch.tensor([t], dtype=torch.float64), rows)
+        self.fill(out, x[None], torch.tensor([t], dtype=torch.float64), rows, samples)
         if self.first_bad:
             raise NonFiniteError(self.describe_bad())
         return out[0]
@@ -98,11 +113,11 @@ class Evaluator:
         t = self.first_bad[sample]
         return f"model {self.model.name!r} returned NaN or inf at t = {t:.6g} for sample {sample}"
 
-    def _blocks(self, rows: Tensor) -> Iterator[Tensor]:
+    def _blocks(self, rows: Tensor, samples: Tensor) -> Iterator[Tensor]:
         """``rows`` in the groups that one call each may serve."""
         slots = self.model.slots
         if slots:
-            keys = torch.stack([rows[:, 0], rows[:, 1] // slots], dim=1)
+            keys = torch.stack([rows[:, 0], samples[rows[:, 1]] // slots], dim=1)
         elif self.model.one_time_per_call:
             keys = rows[:, :1]
         else:
@@ -112,7 +127,7 @@ class Evaluator:
         for g in range(len(unique)):
             yield from rows[group == g].split(self.block)
 
-    def _arrange(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _arrange(self, block: Tensor, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where in a full call the rows of ``block`` go.
 
         Returns:
@@ -121,11 +136,11 @@ class Evaluator:
         """
         if not self.model.slots:
             taken = torch.cat([block, block[-1:].expand(self.block - len(block), 2)])
-            return torch.arange(len(block)), taken, taken[:, 1]
-        place = block[:, 1] % self.block
+            return torch.arange(len(block)), taken, samples[taken[:, 1]]
+        place = samples[block[:, 1]] % self.block
         taken = block[:1].repeat(self.block, 1)
         taken[place] = block
-        first = int(block[0, 1]) // self.block * self.block
+        first = int(samples[block[0, 1]]) // self.block * self.block
         return place, taken, torch.arange(first, first + self.block)
 
     def _check_shape(self, v: Tensor, x: Tensor) -> None:
