@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cli_cases import TINY, Oss, assert_fails, assert_misused, files
 from driver_cases import one_thread  # noqa: F401
@@ -19,7 +21,7 @@ pytest.importorskip("transformers")
 from diffusers.utils import logging
 
 import pipelines
-from oss_ext import Schedule
+from oss_ext import Schedule, presets
 from oss_ext.models import pipeline_load
 
 
@@ -184,6 +186,22 @@ def test_diffusers_is_given_arguments_for_its_very_scheduler(
     assert outcome.code == 0, outcome.err
     given: dict[str, Any] = json.loads(outcome.out)
     assert given["sigmas"] == pytest.approx(Schedule.load(found).sigmas, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "noted"),
+    [("EulerDiscreteScheduler", False), ("HeunDiscreteScheduler", True)],
+)
+def test_a_host_with_a_solver_of_its_own_is_noted(oss: Oss, kind: str, noted: bool) -> None:
+    scheduler = getattr(pipeline_load.import_diffusers(), kind)(**pipelines.SD_BETAS)
+    scheduler.save_pretrained("scheduler")
+    preset = presets.load("sd1-ays-10").schedule
+    whole = [float(t) for t in preset.path.flow_times(torch.tensor([999.0, 500.0, 20.0]))]
+    schedule = replace(preset, times=(preset.teacher_times[-1], *whole[1:], 0.0))
+    schedule.save("schedule.json")
+    outcome = oss("export", "schedule.json", "--to=diffusers", "--scheduler=scheduler")
+    assert outcome.code == 0, outcome.err
+    assert ("takes its own kind of step" in outcome.err) == noted
 
 
 def test_diffusers_needs_the_scheduler(oss: Oss, found: list[str]) -> None:
