@@ -21,7 +21,7 @@ ready := $(VENV)/.environment
 built := $(VENV)/.built-native-$(or $(OSS_NATIVE),1)-cuda-$(or $(OSS_CUDA),auto)
 
 help:  ## list these verbs
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
 
 demo: $(built)  ## search schedules for the bundled digits model and show what they are worth
 	$(bin)/oss search --model digits --samples 16 --teacher-steps 200 --steps 5,10 --out out/demo
