@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,22 @@ def number(name: str, value: Any, positive: bool = False) -> float:
         kind = "a positive number" if positive else "a finite number"
         raise ValueError(f"{name}: expected {kind}, got {value!r}")
     return float(value)
+
+
+def between(name: str, value: Any, least: float = 0.0, most: float = math.inf) -> float:
+    """``value`` as a float; ``ValueError`` unless ``least < value < most``."""
+    real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not real or not least < value < most or value > sys.float_info.max:
+        got = f"{value!r:.100}"
+        raise ValueError(f"{name}: expected a number between {least} and {most}, got {got}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value``; ``ValueError`` unless it is a bool."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected true or false, got {value!r:.100}")
+    return value
 
 
 def device(name: str, value: Any) -> torch.device:

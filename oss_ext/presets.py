@@ -55,10 +55,8 @@ def load(name: str) -> Preset:
     path = path_from_dict(entry["path"])
     sigmas = torch.tensor(entry["sigmas"], dtype=torch.float64)
     grid = entry["teacher"]
-    if isinstance(path, FlowPath):
-        teacher, times = flow_grid(**grid), sigmas
-    else:
-        teacher, times = path.grid(**grid), sigmas / (1 + sigmas)
+    times = path.times_of(sigmas)
+    teacher = flow_grid(**grid) if isinstance(path, FlowPath) else path.grid(**grid)
     if torch.isclose(times[0], teacher[-1], rtol=1e-6):  # tables are rounded
         times[0] = teacher[-1]
     schedule = Schedule(

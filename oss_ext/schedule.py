@@ -22,7 +22,7 @@ import torch
 
 from oss_ext import arguments
 from oss_ext.files import replacing
-from oss_ext.noise import FLOW, FlowPath, check_grid, path_from_dict
+from oss_ext.noise import FLOW, check_grid, path_from_dict
 from oss_ext.noise import Path as NoisePath
 from oss_ext.version import __version__
 
@@ -233,7 +233,7 @@ class Schedule:
             teacher_steps = len(self.teacher_times) - 1
             start = self.teacher_times[max(1, int(teacher_steps * level))]
         else:
-            start = level if isinstance(self.path, FlowPath) else level / (1 + level)
+            start = float(self.path.times_of(torch.tensor(level, dtype=torch.float64)))
         valid = self.times[-1] < start <= self.teacher_times[-1]
         _expect(valid, name, f"a level above sigma {self.sigmas[-1]:g}, up to the teacher's", value)
         return self._part((start, *(t for t in self.times if t < start)))

@@ -64,5 +64,4 @@ def needs(name: str, path: Path) -> Needs:
     if name == DIFFUSERS:  # as call arguments; ``attach`` needs nothing
         return Needs(not isinstance(path, FlowPath), isinstance(path, VPPath))
     form = get(name)
-    pinned = form.scales_noise or (form.unit_noise and not isinstance(path, FlowPath))
-    return Needs(pinned, form.whole_timesteps)
+    return Needs(form.needs_pinned(path), form.whole_timesteps)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from oss_ext.noise import FlowPath, Path, VPPath, distinct
+from oss_ext.noise import FlowPath, Path, VPPath, distinct, shifted, unshifted
 from oss_ext.schedule import Schedule
 
 
@@ -44,23 +45,24 @@ class Format:
     whole_timesteps: bool = False
     flow_only: bool = False
 
+    def needs_pinned(self, path: Path) -> bool:
+        """Whether a student must start at the teacher's first time, for a model of ``path``."""
+        return self.scales_noise or (self.unit_noise and not isinstance(path, FlowPath))
+
     def check(self, schedule: Schedule, force: bool = False) -> None:
         """``ExportError`` if the host would not run what was searched, unless ``force``."""
         if force:
             return
-        if self.scales_noise and schedule.starts_below:
+        if schedule.starts_below and self.needs_pinned(schedule.path):
+            does, noise = "starts from noise of variance 1", "noise of another size"
+            if self.scales_noise:
+                does, noise = "scales its noise by its first sigma", "the noise as it is"
             raise ExportError(
-                f"{self.name}: this host scales its noise by its first sigma, but the schedule "
-                f"starts at {schedule.sigmas[0]:.6g} from the noise as it is (free start); search "
-                f"with start='pinned' (oss search --for {self.name})"
+                f"{self.name}: this host {does}, but the schedule starts at "
+                f"{schedule.sigmas[0]:.6g} from {noise} (free start); search with start='pinned' "
+                f"(oss search --for {self.name})"
             )
-        if self.unit_noise and schedule.starts_below and schedule.path.name != "flow":
-            raise ExportError(
-                f"{self.name}: this host starts from noise of variance 1, but the schedule starts "
-                f"at {schedule.sigmas[0]:.6g} from noise of another size (free start); search with "
-                f"start='pinned' (oss search --for {self.name})"
-            )
-        if self.flow_only and schedule.path.name != "flow":
+        if self.flow_only and not isinstance(schedule.path, FlowPath):
             raise ExportError(
                 f"{self.name}: expected a schedule of a flow model, got one of a "
                 f"{schedule.path.name} path"
@@ -89,9 +91,8 @@ def whole_grid(times: Tensor, path: Path, shift: float = 1.0) -> Tensor:
         shift: that the host applies to its timesteps; flow paths only.
     """
     if isinstance(path, FlowPath):
-        before = times / (shift - (shift - 1) * times)
-        whole = (1000 * before).round() / 1000
-        moved = shift * whole / (1 + (shift - 1) * whole)
+        whole = (1000 * unshifted(times, shift)).round() / 1000
+        moved = shifted(whole, shift)
     else:
         inside = times >= path.span[0] - 1e-9  # the end below the first timestep is never asked
         moved = times.clone()
@@ -121,8 +122,8 @@ def whole_timesteps(schedule: Schedule, shift: float = 1.0) -> list[int]:
     """
     flow = isinstance(schedule.path, FlowPath)
     if flow:
-        times = schedule.times[:-1]
-        values = [1000 * t / (shift - (shift - 1) * t) for t in times]
+        times = torch.tensor(schedule.times[:-1], dtype=torch.float64)
+        values = (1000 * unshifted(times, shift)).tolist()
     elif isinstance(schedule.path, VPPath):
         values = list(schedule.timesteps)
     else:

@@ -12,13 +12,13 @@ import copy
 import inspect
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from oss_ext.export.base import ExportError
 from oss_ext.export.diffusers_attach import check_host, check_shift, first_scale
 from oss_ext.hosts import Host, read_host
+from oss_ext.noise import unshifted
 from oss_ext.schedule import Schedule
 
 RESPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
@@ -111,7 +111,7 @@ def _before_shift(host: Host, sigmas: Tensor, mu: float | None) -> Any:
     if host.config.get("invert_sigmas", False):
         inner = 1 - inner
     assert shift is not None  # _check_configuration has asked for mu
-    values = inner / (shift - (shift - 1) * inner)
+    values = unshifted(inner, shift)
     # UniPC multiplies what it is given, which a list cannot be.
     return values.numpy() if host.name == "UniPCMultistepScheduler" else values.tolist()
 
@@ -153,6 +153,4 @@ def call_arguments(
     drops = pipe.scheduler.config.get("use_flow_sigmas", False)
     if kind == "sigmas" and drops and "use_flow_sigmas" in inspect.getsource(type(pipe).__call__):
         raise ExportError(f"{name} drops sigmas when its scheduler has use_flow_sigmas; {ATTACH}")
-    if isinstance(given.get("sigmas"), np.ndarray):
-        given["sigmas"] = np.asarray(given["sigmas"], dtype=np.float64)
     return given

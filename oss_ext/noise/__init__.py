@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.noise.base import Path, check_grid, distinct
-from oss_ext.noise.flow import FLOW, FlowPath, flow_grid, shift_of
+from oss_ext.noise.flow import FLOW, FlowPath, flow_grid, shift_of, shifted, unshifted
 from oss_ext.noise.prediction import PREDICTIONS, check_prediction, output_of, velocity_of
 from oss_ext.noise.ve import VEPath, exponential_grid, karras_grid, sigma_grid
 from oss_ext.noise.vp import VPContinuousPath, VPPath, ddim_grid, ddim_timesteps
@@ -36,7 +36,9 @@ __all__ = [
     "output_of",
     "path_from_dict",
     "shift_of",
+    "shifted",
     "sigma_grid",
+    "unshifted",
     "velocity_of",
 ]
 

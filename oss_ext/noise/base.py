@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import abc
 import math
-import sys
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from oss_ext import arguments
 
 SPAN_TOLERANCE = 1e-5
 """Hosts count time in float32: how far past its ends a path still takes a time for the end."""
@@ -65,6 +65,10 @@ class Path(abc.ABC):
         """The noise levels that hosts call sigma at flow times ``t``: ``beta / alpha``."""
         return t / (1 - t)
 
+    def times_of(self, sigmas: Tensor) -> Tensor:
+        """The inverse of ``sigmas``."""
+        return sigmas / (1 + sigmas)
+
     def noise_scale(self, t: float) -> float:
         """What multiplies standard normal noise to make the first state, in flow coordinates.
 
@@ -90,7 +94,8 @@ class Path(abc.ABC):
 
     def _store_float(self, name: str, least: float = 0.0, most: float = math.inf) -> None:
         """Check that an attribute is a number between ``least`` and ``most``; keep it as float."""
-        object.__setattr__(self, name, check_number(name, getattr(self, name), least, most))
+        value = arguments.between(name, getattr(self, name), least, most)
+        object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The path as JSON can hold it; ``path_from_dict`` reads it back."""
@@ -143,18 +148,3 @@ def distinct(times: Any) -> Tensor:
         ValueError: what remains is no grid; see ``check_grid``.
     """
     return check_grid(as_numbers("times", times).unique())
-
-
-def check_number(name: str, value: Any, least: float = 0.0, most: float = math.inf) -> float:
-    """``value`` as a float; ``ValueError`` unless ``least < value < most``."""
-    real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not real or not least < value < most or value > sys.float_info.max:
-        got = f"{value!r:.100}"
-        raise ValueError(f"{name}: expected a number between {least} and {most}, got {got}")
-    return float(value)
-
-
-def check_flag(name: str, value: Any) -> None:
-    """``ValueError`` unless ``value`` is a bool."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected true or false, got {value!r:.100}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.noise.base import Path, check_flag, check_number
+from oss_ext.noise.base import Path
 
 MAX_MU = 100.0  # e^100 leaves no time but the ends
 MAX_SHIFT = 100.0  # that a grid is searched for
@@ -33,7 +33,7 @@ class FlowPath(Path):
 
     def __post_init__(self) -> None:
         self._store_float("scale")
-        check_flag("reverse", self.reverse)
+        arguments.flag("reverse", self.reverse)
 
     def alpha_beta(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
@@ -49,12 +49,25 @@ class FlowPath(Path):
     def sigmas(self, t: Tensor) -> Tensor:
         return t.clone()
 
+    def times_of(self, sigmas: Tensor) -> Tensor:
+        return sigmas.clone()
+
     def noise_scale(self, t: float) -> float:
         return 1.0
 
     def grid(self, steps: int) -> Tensor:
         """Uniform in ``t``."""
         return flow_grid(steps)
+
+
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """The time shift of SD3 and FLUX for larger images, ``t = s u / (1 + (s - 1) u)``."""
+    return u / (u + (1 - u) / shift)  # in this form the ends are exactly 0 and 1
+
+
+def unshifted(t: Tensor, shift: float | Tensor) -> Tensor:
+    """The inverse of ``shifted``."""
+    return t / (shift - (shift - 1) * t)
 
 
 def shift_of(times: Tensor) -> float | None:
@@ -68,7 +81,7 @@ def shift_of(times: Tensor) -> float | None:
         return None
 
     def unevenness(shift: Tensor) -> Tensor:
-        before = inner / (shift[:, None] - (shift[:, None] - 1) * inner)
+        before = unshifted(inner, shift[:, None])
         return before.diff(dim=1).diff(dim=1).abs().amax(dim=1) * len(inner)
 
     low, high = -math.log(MAX_SHIFT), math.log(MAX_SHIFT)
@@ -89,8 +102,7 @@ def flow_grid(
 ) -> Tensor:
     """Teacher times of a flow model, ``[steps + 1]`` float64 ascending from 0 to 1.
 
-    Uniform in the model's time ``u`` and then shifted, ``t = s u / (1 + (s - 1) u)``, as SD3 and
-    FLUX do for larger images.
+    Uniform in the model's time ``u`` and then ``shifted``.
 
     Args:
         steps: N.
@@ -104,12 +116,12 @@ def flow_grid(
     """
     steps = arguments.whole_number("steps", steps)
     if mu is not None:
-        shift = math.exp(check_number("mu", arguments.number("mu", mu), -MAX_MU, MAX_MU))
+        shift = math.exp(arguments.between("mu", arguments.number("mu", mu), -MAX_MU, MAX_MU))
     shift = arguments.number("shift", shift, positive=True)
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    times = u / (u + (1 - u) / shift)  # in this form the ends are exactly 0 and 1
+    times = shifted(u, shift)
     if terminal is not None:
-        terminal = check_number("terminal", terminal, 0, 1)
+        terminal = arguments.between("terminal", terminal, 0, 1)
         signal = 1 - times[1:]
         if steps > 1:
             times[1:] = 1 - signal * (1 - terminal) / signal[0]

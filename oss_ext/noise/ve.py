@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.noise.base import Path, as_numbers, check_grid, check_number
+from oss_ext.noise.base import Path, as_numbers, check_grid
 
 CLOCKS = ("sigma", "log")
 
@@ -97,6 +97,6 @@ def exponential_grid(steps: int, sigma_min: float = 0.002, sigma_max: float = 80
 def _check_levels(steps: int, sigma_min: float, sigma_max: float) -> tuple[float, float, int]:
     """The levels to go through and how many; a single step goes from the highest."""
     steps = arguments.whole_number("steps", steps)
-    check_number("sigma_min", sigma_min)
-    check_number("sigma_max", sigma_max, sigma_min)
+    arguments.between("sigma_min", sigma_min)
+    arguments.between("sigma_max", sigma_max, sigma_min)
     return (sigma_min if steps > 1 else sigma_max), sigma_max, steps

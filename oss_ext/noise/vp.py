@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.noise.base import Path, check_flag, check_grid
+from oss_ext.noise.base import Path, check_grid
 
 BETAS = ("linear", "scaled_linear", "cosine")
 SPACINGS = ("leading", "trailing", "linspace")
@@ -64,7 +64,7 @@ class VPPath(VariancePreserving):
             raise ValueError(f"betas: expected one of {BETAS}, got {self.betas!r}")
         self._store_float("beta_start", 0, 1)
         self._store_float("beta_end", 0, 1)
-        check_flag("zero_terminal_snr", self.zero_terminal_snr)
+        arguments.flag("zero_terminal_snr", self.zero_terminal_snr)
         given = self.alphas_cumprod is not None
         if given:
             self._store_levels()
