@@ -83,11 +83,10 @@ def draw(model: PipelineModel, schedule: Schedule, samples: int, seed: int, forc
 
     Of videos, the frame in the middle.
     """
-    slots = model.slots or 1
     images: list[Tensor] = []
     with attach(schedule, model.pipe, force=force):
-        for first in range(0, samples, slots):
-            call = model.call(first // slots, model.seeds(first, seed))
+        for first in range(0, samples, model.slots):
+            call = model.call(first // model.slots, model.seeds(first, seed))
             made = model.pipe(**call | {"num_inference_steps": schedule.steps})
             pictures = getattr(made, "images", None)
             if pictures is None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext.noise import Path, distinct, velocity_of
+from oss_ext.noise import FlowPath, Path, distinct, velocity_of
 
 FIRST_ORDER = {
     "FlowMatchEulerDiscreteScheduler",
@@ -35,6 +35,11 @@ FIRST_ORDER = {
 # Hosts make timesteps of float32 sigmas and may then cut off the fraction: how far below a whole
 # number still counts as that number.
 TRUNCATION_GUARD = 2e-4
+
+
+def _variance_preserving(t: float) -> tuple[float, float]:
+    norm = math.hypot(t, 1 - t)
+    return (1 - t) / norm, t / norm
 
 
 @dataclass(frozen=True)
@@ -90,23 +95,24 @@ class Host:
 
     def sigmas(self, times: Tensor) -> Tensor:
         """The host's ``sigmas`` at flow times ``times``, float64."""
-        if self.state == "flow":
-            return 1 - times if self.path.reverse else times.clone()  # type: ignore[attr-defined]
-        return times / (1 - times)
+        sigmas = self.path.sigmas(times)
+        return 1 - sigmas if self._reverse else sigmas
 
     def flow_times(self, sigmas: Tensor) -> Tensor:
         """The inverse of ``sigmas``."""
-        if self.state == "flow":
-            return 1 - sigmas if self.path.reverse else sigmas.clone()  # type: ignore[attr-defined]
-        return sigmas / (1 + sigmas)
+        return self.path.times_of(1 - sigmas if self._reverse else sigmas)
+
+    @property
+    def _reverse(self) -> bool:
+        """Whether sigmas, and what the network is told, rise to 1 at the clean end."""
+        return isinstance(self.path, FlowPath) and self.path.reverse
 
     def alpha_beta(self, t: float) -> tuple[float, float]:
         """``alpha`` and ``beta`` of the scheduler's state at flow time ``t``."""
         if self.state == "flow":
             return 1 - t, t
         if self.state == "vp":
-            norm = math.hypot(t, 1 - t)
-            return (1 - t) / norm, t / norm
+            return _variance_preserving(t)
         return 1.0, t / (1 - t)
 
     def scale(self, t: float) -> float:
@@ -130,11 +136,8 @@ class Host:
             x: the state in flow coordinates, float32 or float64, which decides the arithmetic.
             t: flow time.
         """
-        if self.state in ("flow", "edm"):
-            alpha, beta = self.alpha_beta(t)
-        else:  # predictions are in terms of the variance-preserving state
-            norm = math.hypot(t, 1 - t)
-            alpha, beta = (1 - t) / norm, t / norm
+        # Where the state is scaled for the network, predictions are in terms of what that sees.
+        alpha, beta = _variance_preserving(t) if self.state == "ve" else self.alpha_beta(t)
         ab = torch.tensor([[alpha], [beta]], dtype=torch.float64, device=x.device)
         return velocity_of(self.predicts, output, (alpha + beta) * x, ab[0], ab[1], self.sigma_data)
 

@@ -88,7 +88,7 @@ def read_host(scheduler: Any) -> Host:
         path = FlowPath(float(train_steps), bool(config.get("invert_sigmas", False)))
         predicts = "reverse_velocity" if path.reverse else "velocity"
         prediction = config.get("prediction_type", "flow_prediction")
-        if flow and prediction not in ("flow_prediction", None) and STATES[name] != "flow":
+        if prediction not in ("flow_prediction", None) and STATES[name] != "flow":
             raise UnknownScheduler(
                 f"scheduler: {name} with flow sigmas and prediction_type {prediction!r} is not "
                 "supported, expected 'flow_prediction'"

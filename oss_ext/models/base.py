@@ -99,6 +99,20 @@ class Model(abc.ABC):
             raise ValueError(f"noise: expected finite values, got NaN or inf in sample {at}")
 
 
+def check_output(name: str, output: object, like: Tensor, what: str, hint: str = "") -> None:
+    """``ValueError`` unless ``output`` is a floating-point tensor of the shape of ``like``."""
+    if not isinstance(output, Tensor):
+        got = type(output).__name__
+    elif output.shape != like.shape or not output.is_floating_point():
+        got = f"{output.dtype} {tuple(output.shape)}"
+    else:
+        return
+    raise ValueError(
+        f"model {name!r} returned {got}, expected a floating-point {what} of its input's shape "
+        f"{tuple(like.shape)}{hint}"
+    )
+
+
 def hash_of(parts: Iterable[object]) -> str:
     """16 hex digits over tensors (their bytes) and anything else (its ``repr``), in order."""
     digest = hashlib.sha256()

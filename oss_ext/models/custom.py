@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from oss_ext import arguments
-from oss_ext.models.base import Model, hash_of
+from oss_ext.models.base import Model, check_output, hash_of
 from oss_ext.noise import FLOW, Path, VEPath, check_prediction, velocity_of
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,17 +51,12 @@ class CallableModel(Model):
 
     def _call(self, network: Network, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
         output = network(x, t, sample)
-        tensor = isinstance(output, Tensor)
-        twice = tensor and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:])
+        doubled = (len(x), 2 * x.shape[1], *x.shape[2:])
+        twice = isinstance(output, Tensor) and output.shape == doubled
         if twice and self._learned_variance:
             return output[:, : x.shape[1]]
-        if not tensor or output.shape != x.shape or not output.is_floating_point():
-            got = f"{output.dtype} {tuple(output.shape)}" if tensor else type(output).__name__
-            hint = "; learned_variance=True takes the first half of the channels" if twice else ""
-            raise ValueError(
-                f"model {self.name!r} returned {got}, expected a floating-point output of its "
-                f"input's shape {tuple(x.shape)}{hint}"
-            )
+        hint = "; learned_variance=True takes the first half of the channels" if twice else ""
+        check_output(self.name, output, x, "output", hint)
         return output
 
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.models.base import Model
+from oss_ext.models.base import Model, check_output
 
 
 class NonFiniteError(ValueError):
@@ -76,7 +76,7 @@ class Evaluator:
             t = times[taken[:, 0]].to(states.device)
             with torch.no_grad():
                 v = self.model(x, t, sample.to(states.device))
-            self._check_shape(v, x)
+            check_output(self.model.name, v, x, "velocity")
             v = v[place.to(v.device)]
             for at in (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
                 i, b = block[at].tolist()
@@ -142,11 +142,3 @@ class Evaluator:
         taken[place] = block
         first = int(samples[block[0, 1]]) // self.block * self.block
         return place, taken, torch.arange(first, first + self.block)
-
-    def _check_shape(self, v: Tensor, x: Tensor) -> None:
-        if not isinstance(v, Tensor) or v.shape != x.shape or not v.is_floating_point():
-            got = f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-            raise ValueError(
-                f"model {self.model.name!r} returned {got}, expected a floating-point velocity "
-                f"of its input's shape {tuple(x.shape)}"
-            )

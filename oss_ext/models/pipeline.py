@@ -6,6 +6,7 @@ its ``__call__`` does. The scheduler in it says what that means: path, predictio
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,6 @@ HASHED_VALUES = 64
 """Values of every weight tensor that the fingerprint reads."""
 
 
-PLAIN = (bool, int, float, str)
-
-
 class PipelineModel(Model):
     """A pipeline with its call arguments; see ``from_pipeline``.
 
@@ -44,6 +42,8 @@ class PipelineModel(Model):
         mu: the resolution shift that the pipeline gives to its scheduler, if any.
         nfe_probe: evaluations that pipelines made at their own first state, to set up.
     """
+
+    slots: int
 
     def __init__(
         self, pipe: Any, scheduler: Any, items: int, batch: int, call: Mapping[str, Any]
@@ -67,7 +67,7 @@ class PipelineModel(Model):
     # --- the protocol ---
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        group = int(sample[0]) // (self.slots or 1) % self._groups
+        group = int(sample[0]) // self.slots % self._groups
         time = float(t[0])
         at = t[:1].double().cpu()
         state = (self.host.input_scale(time) * x).to(x.dtype)
@@ -106,7 +106,6 @@ class PipelineModel(Model):
         if batch > SEED_STRIDE:
             raise ValueError(f"batch: expected at most {SEED_STRIDE}, got {batch}")
         states = []
-        assert self.slots is not None
         for first in range(0, batch, self.slots):
             group = first // self.slots % self._groups
             run = self._start(group, self.seeds(first, seed))
@@ -122,12 +121,12 @@ class PipelineModel(Model):
 
     def seeds(self, first: int, seed: int) -> list[int]:
         """The seeds of the generators for the samples from ``first`` on that one call holds."""
-        return [SEED_STRIDE * seed + first + k for k in range(self.slots or 1)]
+        return [SEED_STRIDE * seed + first + k for k in range(self.slots)]
 
     def call(self, group: int, seeds: Sequence[int]) -> dict[str, Any]:
         """The arguments of ``pipe(...)`` for the items of a group, with generators of ``seeds``."""
         call = dict(self._call, num_inference_steps=self._steps)
-        call |= select(call, self._items, group, self.slots or 1)
+        call |= select(call, self._items, group, self.slots)
         generators = [torch.Generator().manual_seed(value) for value in seeds]
         call["generator"] = generators if len(generators) > 1 else generators[0]
         return call
@@ -138,16 +137,16 @@ class PipelineModel(Model):
         """A run of the pipeline for the items of ``group``, in place of the one there was."""
         if group in self._runs:
             self._runs.pop(group).close()
-        call = self.call(group, seeds or range(self.slots or 1))
+        call = self.call(group, seeds or range(self.slots))
         call["num_inference_steps"] = steps or self._steps
         run = Run(self.pipe, self._scheduler, call, self._encoded)
-        self.nfe_probe += self.slots or 1
+        self.nfe_probe += self.slots
         self._check_rows(run)
         self._runs[group] = run
         return run
 
     def _check_rows(self, run: Run) -> None:
-        sample, slots = run.first.sample, self.slots or 1
+        sample, slots = run.first.sample, self.slots
         if len(sample) % slots or any(
             not torch.equal(part, sample[:slots]) for part in sample.split(slots)
         ):
@@ -159,17 +158,13 @@ class PipelineModel(Model):
 
     def _evaluate(self, group: int, request: Request) -> Tensor:
         run = self._runs.get(group)
-        if run is None or run.closed:
-            run = self._start(group, None, max(self._steps, TURNS))
-        try:
-            return run.evaluate(request)
-        except Ended:
-            run = self._start(group, None, max(self._steps, TURNS))
-            return run.evaluate(request)
+        if run is not None and not run.closed:
+            with contextlib.suppress(Ended):
+                return run.evaluate(request)
+        return self._start(group, None, max(self._steps, TURNS)).evaluate(request)
 
     def _grid(self, run: Run) -> Tensor:
         """The part of the scheduler's grid that the pipeline goes through."""
-        assert run.host_grid is not None
         inner = run.host_grid[1:]
         # Whole timesteps may repeat; the loop begins with the first of its steps, the highest.
         distance = (run.host.timesteps(inner) - run.first.timestep).abs()
@@ -183,10 +178,12 @@ class PipelineModel(Model):
         parts += [self.host.sigma_data, self.shape]
         for key in sorted(self._call):
             parts += [key, *_identity(self._call[key])]
-        settings = dict(getattr(self.pipe, "config", {}))
         # Components are named in it too, and private entries say where it was loaded from.
-        parts += [f"{k}={settings[k]}" for k in sorted(settings) if isinstance(settings[k], PLAIN)
-                  and not k.startswith("_")]  # fmt: skip
+        parts += [
+            f"{name}={value}"
+            for name, value in sorted(getattr(self.pipe, "config", {}).items())
+            if isinstance(value, bool | int | float | str) and not name.startswith("_")
+        ]
         components = getattr(self.pipe, "components", {})
         for key in sorted(components):
             weights = getattr(components[key], "state_dict", None)

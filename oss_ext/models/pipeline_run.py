@@ -130,27 +130,28 @@ class Run:
         encoded: prompts that runs before this one have encoded; this one adds to it.
 
     Attributes:
-        host_grid: the flow times of the scheduler's own steps, all of them.
+        host: what the scheduler means, with the steps that the pipeline set in it.
+        host_grid: the flow times of these steps, all of them.
         mu: the resolution shift that the pipeline gave to its scheduler, if any.
         first: the answer of the first evaluation, at the pipeline's own state and time.
-        host: what the scheduler means, as the pipeline configured it.
 
     Raises:
         Whatever the pipeline raises.
     """
 
+    host: Host
+    host_grid: Tensor
+
     def __init__(
         self, pipe: Any, scheduler: Any, arguments: Mapping[str, Any], encoded: dict[str, Any]
     ) -> None:
         self.name = type(pipe).__name__
-        self.host_grid: Tensor | None = None
         self.mu: float | None = None
         self.closed = False
         self._answers: queue.SimpleQueue[Answer | BaseException] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         recorder = stand_in(Recorder, scheduler)
         recorder.run = self
-        self.host: Host = read_host(recorder)
         call = _Call(pipe, recorder, encoded)
         # A thread's own as well: what holds where the run is asked for is to hold in it.
         self._autocasts = [
@@ -163,7 +164,7 @@ class Run:
         )
         self._thread.start()
         self.first = self._ask(None)
-        if self.host_grid is None:
+        if not hasattr(self, "host"):
             self.close()
             raise RuntimeError(f"{self.name} did not set its scheduler's timesteps")
 
