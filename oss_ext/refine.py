@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,11 @@ class Runner:
         target = self._trajectory.final[group.to(x.device)]
         return (x - target).double().square().flatten(1).mean(dim=1).cpu()
 
+    def values(self, rows: Rows, samples: Sequence[int], reduce: str) -> Tensor:
+        """What a search averages and minimises for ``rows``, of every one of ``samples``."""
+        errors = [self.errors(rows, group) for group in self.groups(samples)]
+        return _value(torch.cat(errors), reduce)
+
     def _entry(self, name: int, prefix: Rows, group: Tensor) -> list[Any]:
         key = (name, prefix)
         if key not in self._known:  # a start: the noise as it is, whatever the first row
@@ -134,36 +139,25 @@ class Runner:
 
 
 class Descent:
-    """Coordinate descent over the rows of a path, within a budget of evaluations."""
+    """Coordinate descent over the rows of a path, for as long as it may go on."""
 
     def __init__(
         self,
         runner: Runner,
         samples: Sequence[int],
         reduce: str,
-        spent: Any,
-        budget: float,
         pinned: bool,
+        may_go_on: Callable[[], bool],
     ) -> None:
-        self._runner, self.samples, self._reduce = runner, samples, reduce
-        self._spent, self._budget, self._pinned = spent, budget, pinned
+        self._runner, self._samples, self._reduce = runner, samples, reduce
+        self._pinned, self._may_go_on = pinned, may_go_on
         self.trials = 0
-
-    def score(self, rows: Rows) -> Tensor:
-        """What is averaged and minimised, per sample: the final error or its logarithm."""
-        self.trials += 1
-        errors = [self._runner.errors(rows, group) for group in self._runner.groups(self.samples)]
-        return self._value(torch.cat(errors))
-
-    def _value(self, errors: Tensor) -> Tensor:
-        tiny = torch.finfo(torch.float32).tiny  # an exact copy of the teacher is as good as it gets
-        return errors.clamp_min(tiny).log() if self._reduce == "log_mean" else errors
 
     def run(self, rows: Rows, score: Tensor) -> tuple[Rows, Tensor]:
         """The best path found from ``rows``, whose score is known, and its score."""
         top = max(1, rows[0] // (2 * len(rows)))
         scale = 1 << int(math.log2(top))
-        while scale >= 1 and self._spent() < self._budget:
+        while scale >= 1 and self._may_go_on():
             rows, score, improved = self._sweep(rows, score, scale)
             if not improved:
                 scale //= 2
@@ -175,7 +169,7 @@ class Descent:
         first = 1 if self._pinned else 0
         for k in range(len(rows) - 2, first - 1, -1):
             for step in (scale, -scale):
-                while self._spent() < self._budget:
+                while self._may_go_on():
                     moved = self._moved(rows, k, step)
                     found = None if moved is None else self._better(moved, score)
                     if moved is None or found is None:
@@ -194,8 +188,8 @@ class Descent:
         self.trials += 1
         values: list[Tensor] = []
         seen = 0
-        for group in self._runner.groups(self.samples):
-            values.append(self._value(self._runner.errors(rows, group)))
+        for group in self._runner.groups(self._samples):
+            values.append(_value(self._runner.errors(rows, group), self._reduce))
             seen += len(group)
             difference = torch.cat(values) - score[:seen]
             if seen >= LEAST_SEEN and _is_worse(difference):
@@ -231,17 +225,16 @@ def exhaustive(
         raise ValueError(f"steps: expected at most {most} schedules to try, got {count}")
     evaluator = Evaluator(model, trajectory.samples, max_batch)
     runner = Runner(evaluator, trajectory, trajectory.solver, KEEP_BYTES)
-    descent = Descent(runner, range(trajectory.samples), reduce, lambda: 0, math.inf, pinned)
+    samples = range(trajectory.samples)
     free = itertools.combinations(range(n - 1 if pinned else n, 0, -1), steps - pinned)
     # In this order neighbours share the most of their paths.
     paths = ((n, *rows, 0) if pinned else (*rows, 0) for rows in free)
-    error, rows = min((_mean_error(descent.score(path), reduce), path) for path in paths)
-    final = torch.cat([runner.errors(rows, group) for group in runner.groups(descent.samples)])
+    error, rows = min((_mean_error(runner.values(p, samples, reduce), reduce), p) for p in paths)
     schedule = trajectory.schedule(
         rows,
         method="exhaustive",
         objective=objective,
-        cost=float(final.mean()),
+        cost=float(runner.values(rows, samples, "mean").mean()),
         samples=trajectory.samples,
         search_nfe=trajectory.nfe + evaluator.nfe // trajectory.samples,
     )
@@ -264,6 +257,12 @@ def _check_starts(starts: Sequence[Schedule], trajectory: Trajectory) -> dict[Ro
     if len({s.solver for s in starts}) > 1:
         raise ValueError("starts: expected schedules of one solver")
     return by_rows
+
+
+def _value(errors: Tensor, reduce: str) -> Tensor:
+    """What is averaged and minimised, per sample: the final error or its logarithm."""
+    tiny = torch.finfo(torch.float32).tiny  # an exact copy of the teacher is as good as it gets
+    return errors.clamp_min(tiny).log() if reduce == "log_mean" else errors
 
 
 def _is_worse(difference: Tensor) -> bool:
@@ -341,9 +340,9 @@ def refine(
         group = math.ceil(len(seen) / GROUPS) if max_batch is None else max_batch
         evaluator = Evaluator(model, samples, group, bar.update)
         runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes)
-        descent = Descent(runner, seen, reduce, lambda: evaluator.nfe, limit, pinned)
+        descent = Descent(runner, seen, reduce, pinned, lambda: evaluator.nfe < limit)
         paths = sorted(
-            ((descent.score(rows), rows) for rows in by_rows),
+            ((runner.values(rows, seen, reduce), rows) for rows in by_rows),
             key=lambda item: float(item[0].mean()),
         )
         start_score, start_rows = best_score, best_rows = paths[0]
@@ -351,20 +350,22 @@ def refine(
             rows, score = descent.run(rows, score)
             if float(score.mean()) < float(best_score.mean()):
                 best_score, best_rows = score, rows
-        judge = Descent(runner, unseen, reduce, lambda: evaluator.nfe, math.inf, pinned)
-        checks = [judge.score(rows) for rows in (start_rows, best_rows)] if held else []
+        judged = (start_rows, best_rows) if held else ()
+        checks = [runner.values(rows, unseen, reduce) for rows in judged]
         if checks and _is_worse(checks[1] - checks[0]):
             best_score, best_rows, checks[1] = start_score, start_rows, checks[0]
-        final = [runner.errors(best_rows, part) for part in runner.groups(seen)]
+        cost = float(runner.values(best_rows, seen, "mean").mean())
     begun = by_rows[start_rows]
+    # The teacher's own evaluations, and those of the searches that the starts came from.
+    before = max(trajectory.nfe, *(s.search_nfe for s in candidates))
     schedule = trajectory.schedule(
         best_rows,
         solver=begun.solver,
         method="refined",
         objective=objective,
-        cost=float(torch.cat(final).mean()),
+        cost=cost,
         samples=len(seen),
-        search_nfe=begun.search_nfe + round(evaluator.nfe / samples),
+        search_nfe=before + round(evaluator.nfe / samples),
     )
     return Refinement(
         schedule=schedule,
@@ -373,6 +374,6 @@ def refine(
         start_error=_mean_error(start_score, reduce),
         validation=_mean_error(checks[1], reduce) if checks else None,
         start_validation=_mean_error(checks[0], reduce) if checks else None,
-        trials=descent.trials,
+        trials=len(by_rows) + descent.trials,
         nfe=evaluator.nfe / samples,
     )

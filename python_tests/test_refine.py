@@ -131,6 +131,11 @@ def test_a_result_is_a_schedule_like_any_other(seed: int) -> None:
     assert schedule.method == "refined"
     assert oss.Schedule.from_json(schedule.to_json()) == schedule
     assert schedule.search_nfe >= found.start.search_nfe
+    # All that it cost: the teacher, the search that one of the starts came from, the descent.
+    searched = max(s.search_nfe for s in starts_of(model, trajectory))
+    assert schedule.search_nfe == searched + round(found.nfe)
+    alone = refine(model, trajectory, oss.baselines.uniform(trajectory, STEPS), validation=0)
+    assert alone.schedule.search_nfe == trajectory.nfe + round(alone.nfe)
     assert f"{STEPS} steps refined: error " in found.summary()
 
 
