@@ -62,15 +62,14 @@ class Choice:
     pipeline: str | None
     prompts: Path | None
     options: dict[str, Any]
-    pipeline_options: dict[str, Any]
+    pipeline_options: dict[str, Any]  # those that were given
 
     def load(self, name: str) -> Model:
         """The pipeline if one is given, else the model called ``name``."""
         if self.pipeline is None:
-            given = {"--prompts": self.prompts, **self.pipeline_options}
-            for option, value in given.items():
-                if value not in (None, (), "float32", "cpu"):
-                    raise click.UsageError(f"{option} belongs to --pipeline; use --set for models")
+            given = [*self.pipeline_options] + ["prompts"] * (self.prompts is not None)
+            if given:
+                raise click.UsageError(f"--{given[0]} belongs to --pipeline; use --set for models")
             return models.load(name, **self.options)
         if not sys.stderr.isatty():
             pipeline_load.hide_loading_bars()
@@ -99,9 +98,9 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option("--scheduler", metavar="CLASS", help="Scheduler in place of the pipeline's own.")
     @click.option("--batch", type=click.IntRange(1), help="Prompts per call of the pipeline.")
-    @click.option("--dtype", type=click.Choice(list(pipeline_load.DTYPES)), default="float32",
-                  show_default=True, help="Weights of the pipeline.")  # fmt: skip
-    @click.option("--device", default="cpu", show_default=True, help="Where the pipeline runs.")
+    @click.option("--dtype", type=click.Choice(list(pipeline_load.DTYPES)),
+                  help="Weights of the pipeline. [default: float32]")  # fmt: skip
+    @click.option("--device", help="Where the pipeline runs. [default: cpu]")
     @click.option("--offload", type=click.Choice(pipeline_load.OFFLOADS),
                   help="Keep on the device only what runs.")  # fmt: skip
     @click.option(
@@ -115,15 +114,16 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         prompts: Path | None,
         scheduler: str | None,
         batch: int | None,
-        dtype: str,
-        device: str,
+        dtype: str | None,
+        device: str | None,
         offload: str | None,
         lora: tuple[str, ...],
         **rest: Any,
     ) -> None:
         of_pipeline = {"scheduler": scheduler, "batch": batch, "dtype": dtype, "device": device,
                        "offload": offload, "lora": lora}  # fmt: skip
-        command(*args, choice=Choice(pipeline, prompts, dict(options), of_pipeline), **rest)
+        given = {name: value for name, value in of_pipeline.items() if value not in (None, ())}
+        command(*args, choice=Choice(pipeline, prompts, dict(options), given), **rest)
 
     return wrapped
 

@@ -108,7 +108,6 @@ def search(
             raise click.UsageError(f"--start: {host} needs a pinned start, got free")
         start = "pinned" if needs.pinned else start
         times = export.whole_grid(times, model.path, shift) if needs.whole_timesteps else times
-        check_budgets(steps, len(times) - 1)
     if len(times) - 1 < teacher_steps:
         click.echo(f"note: the teacher's grid has {len(times) - 1} steps", err=True)
     check_budgets(steps, len(times) - 1)
