@@ -103,6 +103,15 @@ def flux() -> Case:
     return Case(pipe, call, (16, 16))
 
 
+def pooled_prompts() -> dict[str, Any]:
+    return {
+        "prompt_embeds": draw(1, PROMPTS, 6, 32),
+        "negative_prompt_embeds": draw(2, PROMPTS, 6, 32),
+        "pooled_prompt_embeds": draw(3, PROMPTS, 16),
+        "negative_pooled_prompt_embeds": draw(4, PROMPTS, 16),
+    }
+
+
 def stable_diffusion_3() -> Case:
     transformer = randomised(
         SD3Transformer2DModel(
@@ -116,15 +125,7 @@ def stable_diffusion_3() -> Case:
         vae=image_vae(4), text_encoder=None, tokenizer=None, text_encoder_2=None,
         tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
-    call = {
-        "prompt_embeds": draw(1, PROMPTS, 6, 32),
-        "negative_prompt_embeds": draw(2, PROMPTS, 6, 32),
-        "pooled_prompt_embeds": draw(3, PROMPTS, 16),
-        "negative_pooled_prompt_embeds": draw(4, PROMPTS, 16),
-        "height": 16,
-        "width": 16,
-        "guidance_scale": 5.0,
-    }
+    call = pooled_prompts() | {"height": 16, "width": 16, "guidance_scale": 5.0}
     return Case(pipe, call, (4, 8, 8))
 
 
@@ -226,15 +227,7 @@ def stable_diffusion_xl() -> Case:
         steps_offset=1), vae=image_vae(4), text_encoder=None, text_encoder_2=None,
         tokenizer=None, tokenizer_2=None,
     )  # fmt: skip
-    call = {
-        "prompt_embeds": draw(1, PROMPTS, 6, 32),
-        "negative_prompt_embeds": draw(2, PROMPTS, 6, 32),
-        "pooled_prompt_embeds": draw(3, PROMPTS, 16),
-        "negative_pooled_prompt_embeds": draw(4, PROMPTS, 16),
-        "height": 16,
-        "width": 16,
-        "guidance_scale": 4.0,
-    }
+    call = pooled_prompts() | {"height": 16, "width": 16, "guidance_scale": 4.0}
     return Case(pipe, call, (4, 8, 8))
 
 
