@@ -74,16 +74,34 @@ class Trajectory:
 
     def schedule(self, indices: Sequence[int], **attributes: Any) -> Schedule:
         """A schedule over this trajectory's grid; ``attributes`` as ``Schedule`` has them."""
-        return Schedule.from_indices(
-            indices,
-            self.times.tolist(),
-            teacher_timesteps=tuple(self.timesteps.tolist()),
-            model=self.model,
-            model_hash=self.model_hash,
-            path=self.path,
-            teacher_solver=self.solver,
+        return Schedule.from_indices(indices, self.times.tolist(), **self._origin(), **attributes)
+
+    def schedule_at(self, times: Sequence[float], **attributes: Any) -> Schedule:
+        """A schedule of descending flow times, on the grid or between its rows.
+
+        It has ``indices`` only where every time is one of the grid.
+        """
+        grid = self.times.tolist()
+        rows = {t: row for row, t in enumerate(grid)}
+        if all(t in rows for t in times):
+            return self.schedule([rows[t] for t in times], **attributes)
+        return Schedule(
+            times=tuple(times),
+            teacher_times=tuple(grid),
+            indices=None,
+            **self._origin(),
             **attributes,
         )
+
+    def _origin(self) -> dict[str, Any]:
+        """What a schedule says of the teacher it was made with."""
+        return {
+            "teacher_timesteps": tuple(self.timesteps.tolist()),
+            "model": self.model,
+            "model_hash": self.model_hash,
+            "path": self.path,
+            "teacher_solver": self.solver,
+        }
 
 
 def teacher(

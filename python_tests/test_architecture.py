@@ -26,6 +26,7 @@ FLOORS = (
     ("refine", "evaluate"),
     ("baselines",),
     ("search",),
+    ("runs",),
     ("report",),
     ("__init__",),  # the public face
     ("cli",),

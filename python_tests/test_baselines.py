@@ -9,7 +9,7 @@ import pytest
 
 import oss_ext as oss
 from driver_cases import constant_velocity
-from oss_ext.baselines import BASELINES, uniform
+from oss_ext.baselines import BASELINES, Calibration, uniform
 
 
 def teacher(steps: int) -> oss.Trajectory:
@@ -48,8 +48,10 @@ def test_uniform_fits_every_budget(teacher_steps: int) -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_names_itself_and_claims_no_search(name: str) -> None:
-    trajectory = teacher(6)
-    schedule = BASELINES[name](trajectory, 3)
+    model = constant_velocity(shape=(1,))
+    trajectory = oss.teacher(model, model.noise(1), 6)
+    calibration = Calibration(model, trajectory, most=3)
+    schedule = BASELINES[name].make(calibration, 3)
     assert (schedule.method, schedule.objective, schedule.cost) == (name, None, None)
     assert schedule.steps == 3
     assert (schedule.model, schedule.model_hash) == (trajectory.model, trajectory.model_hash)

@@ -1,14 +1,11 @@
-"""Schedules that need no search, to compare with. A new one is a file and a line in BASELINES."""
+"""Other ways to choose steps, to compare with. A new one is a file and an entry of BASELINES."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from oss_ext.baselines.base import Baseline, Calibration, UnableError
+from oss_ext.baselines.uniform import UNIFORM, uniform
 
-from oss_ext.baselines.uniform import uniform
-from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+__all__ = ["BASELINES", "Baseline", "Calibration", "UnableError", "uniform"]
 
-__all__ = ["BASELINES", "uniform"]
-
-BASELINES: dict[str, Callable[[Trajectory, int], Schedule]] = {"uniform": uniform}
-"""Every baseline by name: ``baseline(trajectory, steps)`` on the trajectory's grid."""
+BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in (UNIFORM,)}
+"""Every baseline by name."""

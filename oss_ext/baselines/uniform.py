@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oss_ext import arguments
+from oss_ext.baselines.base import Baseline
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import Trajectory
 
@@ -17,3 +18,10 @@ def uniform(trajectory: Trajectory, steps: int) -> Schedule:
     steps = arguments.whole_number("steps", steps, most=n)
     indices = [(2 * n * k + steps) // (2 * steps) for k in range(steps, -1, -1)]
     return trajectory.schedule(indices, method="uniform")
+
+
+UNIFORM = Baseline(
+    "uniform",
+    "every so many of the teacher's steps",
+    lambda calibration, steps: uniform(calibration.trajectory, steps),
+)

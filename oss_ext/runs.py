@@ -1,0 +1,185 @@
+"""A run folder: what was searched and judged, with what came out, as data for a page or a program.
+
+``run.json`` holds everything in words and numbers, ``arrays.safetensors`` the tensors, and
+``schedules/`` every schedule as a file of its own, to be used elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from oss_ext.files import replacing
+from oss_ext.schedule import Schedule, ScheduleError
+
+FORMAT = "oss-run"
+FORMAT_VERSION = 1
+RUN, ARRAYS, SCHEDULES = "run.json", "arrays.safetensors", "schedules"
+
+
+class RunError(ValueError):
+    """A folder that holds no valid run; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to choose steps and what came of it.
+
+    Attributes:
+        name: unique within the run, as tables and plots show it, e.g. ``uniform 10``.
+        method: name of the baseline, or ``oss``, ``fast``, ``balanced``, ``best``, ``file``.
+        steps: the budget.
+        schedule: None where the method was unable.
+        seconds: wall time of finding it, the teacher not included.
+        note: why there is no schedule, or a remark.
+    """
+
+    name: str
+    method: str
+    steps: int
+    schedule: Schedule | None
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a search or a comparison did.
+
+    Attributes:
+        command: that makes it again.
+        created: when it ended, ISO 8601 with the offset from UTC.
+        machine: device, threads, versions, ... in words.
+        model: its name, as in its schedules.
+        data_range: R of the PSNR.
+        teacher_steps, teacher_nfe, teacher_seconds: of the calibration teacher.
+        calibration, held_out: numbers of samples; 0 held out where nothing was judged.
+        peak_bytes: peak memory of the process or of the GPU's allocator.
+        contenders: what was compared, in the order of tables.
+        mse: ``[contenders, held_out]`` float64, final errors; NaN where a method was unable. None
+            where nothing was judged.
+        along: by contender, ``[steps]`` float64: the geometric mean over the held-out samples of
+            the mean squared distance to the teacher after every step.
+        images: by contender, and ``teacher``: final states ``[shown, *dims]`` of the same noise.
+        table: ``[M, N + 1]`` float64, cost of the joint dynamic programme after k steps at a row
+            (geometric mean over the samples), inf where there is none; None without one.
+        spread: by number of steps, int64 ``[calibration, steps + 1]``: the rows that every
+            sample's own search takes.
+    """
+
+    command: str
+    created: str
+    machine: dict[str, str]
+    model: str
+    data_range: float
+    teacher_steps: int
+    teacher_nfe: int
+    teacher_seconds: float
+    calibration: int
+    held_out: int
+    peak_bytes: int
+    contenders: tuple[Contender, ...]
+    mse: Tensor | None = None
+    along: dict[str, Tensor] = field(default_factory=dict)
+    images: dict[str, Tensor] = field(default_factory=dict)
+    table: Tensor | None = None
+    spread: dict[int, Tensor] = field(default_factory=dict)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the folder; what else is in it stays."""
+        folder = Path(folder)
+        (folder / SCHEDULES).mkdir(parents=True, exist_ok=True)
+        contenders = []
+        for contender in self.contenders:
+            entry = {f.name: getattr(contender, f.name) for f in fields(contender)}
+            entry["schedule"] = None
+            if contender.schedule is not None:
+                entry["schedule"] = f"{SCHEDULES}/{file_name(contender.name)}.json"
+                contender.schedule.save(folder / entry["schedule"])
+            contenders.append(entry)
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _PLAIN}
+        arrays = {f"along/{name}": value for name, value in self.along.items()}
+        arrays |= {f"images/{name}": value for name, value in self.images.items()}
+        arrays |= {f"spread/{steps}": value for steps, value in self.spread.items()}
+        arrays |= {"mse": self.mse} if self.mse is not None else {}
+        arrays |= {"table": self.table} if self.table is not None else {}
+        with replacing(folder / ARRAYS) as temporary:
+            save_file({name: value.cpu().contiguous() for name, value in arrays.items()}, temporary)
+        body = {"format": FORMAT, "format_version": FORMAT_VERSION, **plain}
+        # Written last: a folder with a run.json is whole.
+        with replacing(folder / RUN) as temporary:
+            text = json.dumps(body | {"contenders": contenders}, indent=1)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Run:
+        """Read a folder that ``save`` wrote.
+
+        Raises:
+            OSError: a file cannot be read.
+            RunError: the folder holds no valid run of this version.
+        """
+        folder = Path(folder)
+        body = _read_json(folder / RUN)
+        try:
+            contenders = tuple(_contender(folder, entry) for entry in body["contenders"])
+            arrays = load_file(folder / ARRAYS)
+            run = cls(
+                **{name: body[name] for name in _PLAIN},
+                contenders=contenders,
+                mse=arrays.get("mse"),
+                along=_under("along/", arrays),
+                images=_under("images/", arrays),
+                table=arrays.get("table"),
+                spread={int(name): value for name, value in _under("spread/", arrays).items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{folder / RUN}: missing or of the wrong kind: {error}") from None
+        except (SafetensorError, ScheduleError, ValueError) as error:
+            raise RunError(f"{folder}: {error}") from None
+        return run
+
+
+_PLAIN = {
+    "command", "created", "machine", "model", "data_range", "teacher_steps", "teacher_nfe",
+    "teacher_seconds", "calibration", "held_out", "peak_bytes",
+}  # fmt: skip
+
+
+def file_name(name: str) -> str:
+    """A contender's name as a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "schedule"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON: {error}") from None
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise RunError(f"{path}: not a run of this package")
+    if body.get("format_version") != FORMAT_VERSION:
+        raise RunError(
+            f"{path}: a run of version {body.get('format_version')!r}, this release reads "
+            f"{FORMAT_VERSION}"
+        )
+    return body
+
+
+def _contender(folder: Path, entry: dict[str, Any]) -> Contender:
+    name = entry["schedule"]
+    return Contender(**entry | {"schedule": None if name is None else Schedule.load(folder / name)})
+
+
+def _under(prefix: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
+    }
