@@ -23,6 +23,7 @@ FLOORS = (
     ("models", "solvers", "export", "presets"),
     ("teacher", "sampling"),
     ("dp",),
+    ("statistics",),
     ("refine", "evaluate"),
     ("baselines",),
     ("search",),
