@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from oss_ext import arguments
 from oss_ext.models.base import Model
-from oss_ext.sampling import sample
+from oss_ext.sampling import student_states
 from oss_ext.schedule import Schedule
+from oss_ext.statistics import (
+    Statistics,
+    check_features,
+    frechet_distance,
+    statistics_of,
+)
 from oss_ext.teacher import Trajectory
-
-
-def psnr(mse: float, data_range: float) -> float:
-    """``10 log10(R^2 / mse)`` in dB; infinite for an error of zero.
-
-    Raises:
-        ValueError: ``data_range`` R is not positive, as that of a constant image.
-    """
-    data_range = arguments.number("data_range", data_range, positive=True)
-    return math.inf if mse == 0 else 10 * math.log10(data_range**2 / mse)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,28 +29,55 @@ class Score:
 
     Attributes:
         name: what the schedule is called in the comparison.
-        steps: model evaluations per sample of the student.
+        schedule: what was run.
         mse: ``[B]`` float64, mean squared error per held-out sample.
         data_range: R of the PSNR.
         images: the student's samples ``[B, *dims]``.
+        along: ``[steps]`` float64, geometric mean over the samples of the mean squared distance to
+            the teacher after every step.
+        seconds: wall time of the student's run per sample, judging it not included.
+        frechet: squared Frechet distance of the samples' features to those of the teacher's; None
+            without ``features``.
     """
 
     name: str
-    steps: int
+    schedule: Schedule
     mse: Tensor
     data_range: float
     images: Tensor
+    along: Tensor
+    seconds: float
+    frechet: float | None = None
+
+    @property
+    def steps(self) -> int:
+        """Model evaluations per sample of the student."""
+        return self.schedule.steps
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """What the errors come to, dB."""
+        return statistics_of(self.mse, self.data_range)
 
     @property
     def psnr_of_mean(self) -> float:
         """PSNR of the mean error, dB: ruled by the worst samples."""
-        return psnr(float(self.mse.mean()), self.data_range)
+        return self.statistics.psnr_of_mean
 
     @property
     def mean_psnr(self) -> float:
         """Mean over samples of each one's PSNR, dB."""
-        values = [psnr(mse, self.data_range) for mse in self.mse.tolist()]
-        return sum(values) / len(values)
+        return self.statistics.mean_psnr
+
+    @property
+    def median_psnr(self) -> float:
+        """Median over samples of each one's PSNR, dB."""
+        return self.statistics.median_psnr
+
+    @property
+    def worst_decile(self) -> float:
+        """PSNR of the mean error of the worst tenth of the samples, dB."""
+        return self.statistics.worst_decile
 
 
 def compare(
@@ -60,26 +85,79 @@ def compare(
     held_out: Trajectory,
     schedules: Mapping[str, Schedule],
     *,
+    features: Callable[[Tensor], Tensor] | None = None,
     max_batch: int | None = None,
     progress: bool = False,
 ) -> list[Score]:
-    """Run every schedule from the held-out trajectory's noise and measure the final error.
+    """Run every schedule from the held-out trajectory's noise and measure its distance to it.
+
+    Between the teacher's rows its state is taken to be linear in flow time, as Euler steps have it.
 
     Args:
         model: the model that made ``held_out``.
         held_out: a teacher trajectory on samples that no search has used.
         schedules: schedules by name; the scores come in the same order.
+        features: from all samples ``[B, *dims]`` to ``[B, F]``, e.g. a network's, for
+            ``Score.frechet``; called once for the teacher and once a schedule.
 
     Raises:
-        ValueError: a model other than that of ``held_out``.
+        ValueError: a model other than that of ``held_out``; features of another shape, of fewer
+            than 2 samples, or not finite.
     """
     held_out.check_model(model)
+    model.check_noise(held_out.noise)
+    # Before any run, which can be long.
+    aim = None if features is None else _features(features, held_out.final, "the teacher")
     scores = []
     for name, schedule in schedules.items():
-        images = sample(model, held_out.noise, schedule, max_batch=max_batch, progress=progress)
-        mse = (images - held_out.final).double().square().flatten(1).mean(dim=1).cpu()
-        scores.append(Score(name, schedule.steps, mse, held_out.data_range, images))
+        states = student_states(
+            model, held_out.noise, schedule, max_batch=max_batch, progress=progress
+        )
+        along, seconds, begin = [], 0.0, time.perf_counter()
+        for t, images in zip(schedule.times[1:], states, strict=True):
+            seconds += time.perf_counter() - begin
+            along.append(_distance(images, _teacher_at(held_out, t)).log().mean().exp())
+            begin = time.perf_counter()
+        frechet = None
+        if features is not None and aim is not None:
+            frechet = frechet_distance(aim, _features(features, images, repr(name)))
+        scores.append(
+            Score(
+                name=name,
+                schedule=schedule,
+                mse=_distance(images, held_out.final),
+                data_range=held_out.data_range,
+                images=images,
+                along=torch.stack(along),
+                seconds=seconds / held_out.samples,
+                frechet=frechet,
+            )
+        )
     return scores
+
+
+def _distance(x: Tensor, target: Tensor) -> Tensor:
+    """Mean squared distance of every sample, ``[B]`` float64 on the CPU."""
+    return (x - target).double().square().flatten(1).mean(dim=1).cpu()
+
+
+def _teacher_at(held_out: Trajectory, t: float) -> Tensor:
+    """The teacher's states ``[B, *dims]`` at flow time t; beyond its ends those at the end."""
+    times = held_out.times.tolist()
+    row = min(bisect_left(times, t), held_out.steps)
+    if row == 0 or times[row] <= t:
+        return held_out.states[row]
+    weight = (t - times[row - 1]) / (times[row] - times[row - 1])
+    return torch.lerp(held_out.states[row - 1], held_out.states[row], weight)
+
+
+def _features(features: Callable[[Tensor], Tensor], images: Tensor, whose: str) -> Tensor:
+    with torch.no_grad():
+        found = features(images)
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"features: expected [{len(images)}, F] for {whose}, got {got}")
+    return check_features(f"features of {whose}", found)
 
 
 def score_table(scores: list[Score]) -> str:
