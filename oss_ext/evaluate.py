@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -15,12 +18,20 @@ from oss_ext.models.base import Model
 from oss_ext.sampling import student_states
 from oss_ext.schedule import Schedule
 from oss_ext.statistics import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
     Statistics,
+    bootstrap,
     check_features,
     frechet_distance,
+    paired,
     statistics_of,
+    worst_count,
 )
 from oss_ext.teacher import Trajectory
+
+WIDTH = 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +89,15 @@ class Score:
     def worst_decile(self) -> float:
         """PSNR of the mean error of the worst tenth of the samples, dB."""
         return self.statistics.worst_decile
+
+
+@dataclass(frozen=True)
+class Unable:
+    """A line of a table for a method that has no schedule of ``steps`` steps, and why."""
+
+    name: str
+    steps: int
+    reason: str
 
 
 def compare(
@@ -160,16 +180,101 @@ def _features(features: Callable[[Tensor], Tensor], images: Tensor, whose: str) 
     return check_features(f"features of {whose}", found)
 
 
-def score_table(scores: list[Score]) -> str:
-    """The comparison as text: a line per schedule, dB against the teacher."""
+def score_table(scores: Sequence[Score | Unable], against: str | None = None) -> str:
+    """The comparison as text of 80 columns: a line per schedule, dB against the teacher.
+
+    Args:
+        scores: of one ``compare``; names are cut where the figures need the room.
+        against: name of the score that the others' paired differences are from.
+
+    Raises:
+        ValueError: no scores, scores of different samples, or no score ``against``.
+    """
     if not scores:
         raise ValueError("scores: expected at least one, got none")
-    width = max(len("schedule"), *(len(score.name) for score in scores))
-    lines = [f"{'schedule':{width}}  steps  PSNR of mean error  mean PSNR"]
-    lines += [
-        f"{s.name:{width}}  {s.steps:5d}  {s.psnr_of_mean:15.2f} dB  {s.mean_psnr:6.2f} dB"
-        for s in scores
+    judged = [score for score in scores if isinstance(score, Score)]
+    if len({(len(s.mse), s.data_range) for s in judged}) > 1:
+        raise ValueError("scores: expected those of one comparison, got several's")
+    baseline = {s.name: s for s in judged}.get(against) if against is not None else None
+    if against is not None and baseline is None:
+        names = ", ".join(repr(s.name) for s in judged) or "none: no schedule was judged"
+        raise ValueError(f"against: expected one of {names}, got {against!r}")
+
+    frechet = any(s.frechet is not None for s in judged)
+    top = ["", "PSNR of", "mean", "worst", "search"]
+    bottom = ["steps", "mean error", "PSNR", "decile", "evals"]
+    if frechet:
+        top, bottom = [*top, ""], [*bottom, "Frechet"]
+    if baseline is not None:
+        top, bottom = [*top, "paired"], [*bottom, "difference"]
+    rows = [
+        _figures(s, frechet, baseline) if isinstance(s, Score) else [str(s.steps)] for s in scores
     ]
-    held_out, data_range = len(scores[0].mse), scores[0].data_range
-    lines.append(f"{held_out} held-out samples; PSNR with data range {data_range:.4g}")
+    columns = zip_longest(top, bottom, *rows, fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
+    room = max(1, WIDTH - sum(width + 2 for width in widths))
+    first = min(room, max(len(name) for name in ("schedule", *(s.name for s in scores))))
+
+    def line(name: str, cells: Iterable[str]) -> str:
+        name = name if len(name) <= first else name[: first - 1] + "…"
+        return f"{name:{first}}" + "".join(
+            f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=False)
+        )
+
+    lines = [line("", top), line("schedule", bottom)]
+    for score, row in zip(scores, rows, strict=True):
+        text = line(score.name, row)
+        lines += _wrapped(score.reason, text + "  ") if isinstance(score, Unable) else [text]
+    if judged:
+        lines += _footer(len(judged[0].mse), judged[0].data_range, against)
     return "\n".join(lines)
+
+
+def _figures(score: Score, frechet: bool, baseline: Score | None) -> list[str]:
+    """What a line of the table says of a score."""
+    interval = bootstrap(score.mse, "psnr_of_mean", score.data_range)
+    cells = [
+        str(score.steps),
+        _with_interval(f"{score.psnr_of_mean:.2f}", interval),
+        f"{score.mean_psnr:.2f}",
+        f"{score.worst_decile:.2f}",
+        str(score.schedule.search_nfe),
+    ]
+    if frechet:
+        cells.append("-" if score.frechet is None else f"{score.frechet:.3g}")
+    if score is baseline:
+        cells.append("-")
+    elif baseline is not None:
+        gain = paired(score.mse, baseline.mse)
+        ends = gain.interval and (gain.interval[0].psnr_of_mean, gain.interval[1].psnr_of_mean)
+        cells.append(_with_interval(f"{gain.value.psnr_of_mean:+.2f}", ends))
+    return cells
+
+
+def _with_interval(value: str, interval: Interval | None) -> str:
+    """``value`` and half the width of its interval; alone if there is none or it is infinite."""
+    if interval is None or not math.isfinite(float(value)):
+        return value
+    low, high = interval
+    return f"{value}±{(high - low) / 2:.2f}"
+
+
+def _footer(samples: int, data_range: float, against: str | None) -> list[str]:
+    notes = [
+        f"{samples} held-out samples; PSNR with data range {data_range:.4g}, in dB",
+        f"worst decile: PSNR of the mean error of the worst {worst_count(samples)}",
+        "search evals: model evaluations per calibration sample, the teacher's included",
+        f"±: half of the {100 * LEVEL:g} % interval, from {RESAMPLES} resamples of the samples"
+        if samples > 1
+        else "no intervals: they need two samples or more",
+    ]
+    if against is not None:
+        notes.append(f"paired difference: PSNR of the mean error above that of {against}")
+    return [line for note in notes for line in _wrapped(note)]
+
+
+def _wrapped(text: str, start: str = "") -> list[str]:
+    """``text`` after ``start`` in lines of the table's width, indented to stand below itself."""
+    after = " " * len(start)
+    lines = textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=after)
+    return lines or [start.rstrip()]
