@@ -30,6 +30,7 @@ package = Path(oss_ext.__file__).parent
 assert package.is_relative_to(sys.prefix), f"imported from {package}, not from the wheel"
 assert (package / "py.typed").exists()
 assert list(package.glob("models/weights/*.safetensors")), "no weights in the wheel"
+assert {path.suffix for path in package.glob("report/page.*")} == {".html", ".css", ".js"}
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key("oss::dp_step", "CPU")
 assert native.available == has_kernel == (sys.argv[1] == "native"), native.describe()
 

@@ -1,0 +1,113 @@
+"""Error along the trajectory: how far from the teacher a student is after every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from matplotlib.figure import Figure
+
+from oss_ext.report.base import Part, able, by_budget, looks, plain
+from oss_ext.report.chart import Axis, figure, key, line, mark
+from oss_ext.report.markup import NOTHING, Html, element, join, plural, signed, tabs
+from oss_ext.runs import Contender, Run
+
+HEIGHT = 260
+LABEL = "mean squared distance to the teacher"
+
+
+def _curves(run: Run, contenders: Sequence[Contender]) -> dict[str, list[tuple[float, float]]]:
+    """Flow time after every step and the error there, by contender, where both can be drawn."""
+    curves = {}
+    for c in contenders:
+        if c.schedule is not None and c.name in run.along:
+            errors = run.along[c.name].double().tolist()
+            points = zip(c.schedule.times[1:], errors, strict=True)
+            curves[c.name] = [(t, e) for t, e in points if math.isfinite(e) and e > 0]
+    return {name: points for name, points in curves.items() if points}
+
+
+def _render(run: Run) -> Html | None:
+    curves = _curves(run, able(run))
+    if not curves:
+        return None
+    errors = [e for points in curves.values() for _, e in points]
+    panels = {
+        plural(steps, "step"): _chart(run, own, min(errors), max(errors))
+        for steps, group in by_budget(able(run)).items()
+        if (own := _curves(run, group))
+    }
+    return tabs("along", "Steps of the curves", panels)
+
+
+def _chart(
+    run: Run, curves: dict[str, list[tuple[float, float]]], least: float, most: float
+) -> Html:
+    seen = looks(run)
+    low, high = math.floor(math.log10(least) - 0.05), math.ceil(math.log10(most) + 0.05)
+
+    def y(error: float) -> float:
+        return round((high - math.log10(error)) / (high - low) * HEIGHT, 1)
+
+    axis = Axis("flow time t after the step: noise to clean", 1.0, 0.0)
+    decades = range(low, high + 1, max(1, math.ceil((high - low) / 6)))
+    parts = [axis.grid(), *(line(0, y(10.0**k), 100, y(10.0**k), class_="grid") for k in decades)]
+    # Ours last, on top.
+    for name in sorted(curves, key=lambda name: seen[name].ours):
+        points, look = curves[name], seen[name]
+        segments = [line(axis.at(t), y(e), axis.at(u), y(f)) for (t, e), (u, f) in pairwise(points)]
+        marks = [
+            mark(look.mark, axis.at(t), y(e), f"{name}: {e:.3g} at t = {t:.4g}") for t, e in points
+        ]
+        spoken = f"{name}: " + ", ".join(f"{e:.2g} at {t:.3g}" for t, e in points)
+        parts.append(element("g", *segments, *marks, class_=f"curve {look.css}", role="img",
+                             aria_label=spoken))  # fmt: skip
+    numbers = [
+        element("text", "10", element("tspan", signed(str(k)), dy=-5, font_size="0.8em"),
+                x="100%", y=y(10.0**k) + 4, text_anchor="end")
+        for k in decades
+    ]  # fmt: skip
+    legend = [
+        element("li", key(seen[name].mark), name, class_=seen[name].css)
+        for name in sorted(curves, key=lambda name: not seen[name].ours)
+    ]
+    left = element("svg", *numbers, class_="scale", height=HEIGHT, aria_hidden="true")
+    plot = element("svg", *parts, class_="plot", height=HEIGHT, role="group",
+                   aria_label="Error along the trajectory")  # fmt: skip
+    caption = (
+        f"{LABEL[0].upper()}{LABEL[1:]}'s state at the same time, after every step; geometric mean "
+        f"over {plural(run.held_out, 'held-out sample')}, logarithmic."
+    )
+    return join(
+        element("ul", *legend, class_="legend"),
+        element("div", figure([(left, plot), (NOTHING, axis.scale())], caption), class_="xy"),
+    )
+
+
+def _draw(run: Run) -> Figure | None:
+    groups = by_budget(able(run))
+    groups = {steps: group for steps, group in groups.items() if _curves(run, group)}
+    if not groups:
+        return None
+    seen = looks(run)
+    drawn = Figure(figsize=(1 + 4.5 * len(groups), 4.2), layout="constrained")
+    for axes, (steps, group) in zip(
+        drawn.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True
+    ):
+        for name, points in _curves(run, group).items():
+            look = seen[name]
+            axes.semilogy(*zip(*points, strict=True), "-", marker=look.paper_mark, ms=5,
+                          color=look.color, lw=2 if look.ours else 1,
+                          zorder=3 if look.ours else 2, label=plain(name))  # fmt: skip
+        axes.set_title(plural(steps, "step"))
+        axes.set_xlim(1.03, -0.03)
+        axes.set_xlabel("flow time t after the step")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn.axes[0].set_ylabel(LABEL)
+    return drawn
+
+
+PART = Part("along", "Error along the trajectory", _render, _draw)

@@ -1,0 +1,177 @@
+"""What a part of the page is, and what the parts share: who is who, and how near they come."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import torch
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from oss_ext.files import replacing
+from oss_ext.report.markup import Html
+from oss_ext.runs import Contender, Run
+
+OURS = {"oss": "#0b5fc4", "fast": "#b04a00", "balanced": "#00755a", "best": "#8a3b78"}
+"""Our methods with their colours on paper; those of the screen are in page.css."""
+RIVAL = "#66707b"
+MARKS = ("ring", "square", "triangle", "diamond", "plus", "cross", "wedge", "bar")
+"""What tells rivals apart, all in one colour; drawn in page.html."""
+PAPER_MARKS = dict(zip(MARKS, ("o", "s", "^", "D", "P", "X", "v", "|"), strict=True))
+NAME_LENGTH = 32
+"""Characters of a name in a picture."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the page, in the order of its registry.
+
+    Attributes:
+        name: its anchor, and with ``.png`` its picture.
+        title: its heading.
+        render: ``render(run)``, its HTML; None where the run has nothing for it.
+        draw: ``draw(run)``, the same as a picture; None where there is none.
+    """
+
+    name: str
+    title: str
+    render: Callable[[Run], Html | None]
+    draw: Callable[[Run], Figure | None] | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, everywhere alike."""
+
+    css: str
+    mark: str
+    color: str
+
+    @property
+    def ours(self) -> bool:
+        return self.color != RIVAL
+
+    @property
+    def paper_mark(self) -> str:
+        """The mark as matplotlib calls it."""
+        return PAPER_MARKS.get(self.mark, "o")
+
+
+def looks(run: Run) -> dict[str, Look]:
+    """The look of every contender, by name."""
+    rivals = list(dict.fromkeys(c.method for c in run.contenders if c.method not in OURS))
+    marks = {method: MARKS[n % len(MARKS)] for n, method in enumerate(rivals)}
+    return {
+        c.name: Look(f"is-{c.method}", "dot", OURS[c.method])
+        if c.method in OURS
+        else Look("is-rival", marks[c.method], RIVAL)
+        for c in run.contenders
+    }
+
+
+def able(run: Run) -> list[Contender]:
+    """Those that have a schedule."""
+    return [c for c in run.contenders if c.schedule is not None]
+
+
+def by_budget(contenders: Sequence[Contender]) -> dict[int, list[Contender]]:
+    """Contenders by their number of steps, ascending."""
+    budgets = sorted({c.steps for c in contenders})
+    return {steps: [c for c in contenders if c.steps == steps] for steps in budgets}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How near samples come to their teacher, dB; ``low`` to ``high`` is the 95 % interval of
+    ``psnr_of_mean``."""
+
+    psnr_of_mean: float
+    mean_psnr: float
+    median: float
+    worst_decile: float
+    low: float
+    high: float
+
+
+def statistics_of(mse: Tensor, data_range: float) -> Statistics:
+    """Statistics of final errors ``mse``, ``[B]`` float64."""
+
+    def psnr(error: Tensor) -> Tensor:
+        return 10 * (data_range**2 / error).log10()
+
+    each = psnr(mse)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(mse), (1000, len(mse)), generator=generator)
+    interval = psnr(mse[drawn].mean(dim=1)).quantile(torch.tensor([0.025, 0.975]).to(mse))
+    return Statistics(
+        psnr_of_mean=float(psnr(mse.mean())),
+        mean_psnr=float(each.mean()),
+        median=float(each.quantile(0.5)),
+        worst_decile=float(each.quantile(0.1)),
+        low=float(interval[0]),
+        high=float(interval[1]),
+    )
+
+
+def judged(run: Run) -> dict[str, Statistics]:
+    """Statistics by contender that has a schedule; empty where nothing was judged."""
+    if run.mse is None or run.mse.numel() == 0:
+        return {}
+    rows = zip(run.contenders, run.mse.double(), strict=True)
+    return {c.name: statistics_of(mse, run.data_range) for c, mse in rows if c.schedule is not None}
+
+
+def nearest(contenders: Sequence[Contender], judged: dict[str, Statistics]) -> Contender | None:
+    """The one with the best PSNR of the mean error, None where none was judged."""
+    values = {c.name: judged[c.name].psnr_of_mean for c in contenders if c.name in judged}
+    known = [c for c in contenders if not math.isnan(values.get(c.name, math.nan))]
+    return max(known, key=lambda c: values[c.name], default=None)
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether a sample of this shape can be shown: one or three channels of pixels."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def is_video(shape: Sequence[int]) -> bool:
+    """Whether a sample of this shape can be shown frame by frame: ``[1 or 3, F, H, W]``."""
+    return len(shape) == 4 and shape[0] in (1, 3)
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """``[H, W, 1 or 3]`` bytes of ``[1 or 3, H, W]`` in [-1, 1]; values outside are clipped."""
+    clipped = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return clipped.permute(1, 2, 0).numpy()
+
+
+def data_uri(image: np.ndarray) -> str:
+    """A PNG of ``[H, W, 3 or 4]`` bytes, inside the page."""
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, image, format="png")
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
+
+
+def plain(name: str) -> str:
+    """A name as a picture has room for it; dollars are no formulas to matplotlib then."""
+    short = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 3] + "..."
+    return short.replace("$", r"\$")
+
+
+def is_picture_file(path: str | os.PathLike[str]) -> bool:
+    """Whether pictures can be written in the format that the name's ending stands for."""
+    return Path(path).suffix[1:].lower() in FigureCanvasBase.get_supported_filetypes()
+
+
+def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a picture whose margins fit, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")

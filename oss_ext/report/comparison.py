@@ -1,0 +1,92 @@
+"""All contenders in one table; with scripts, a click on a heading sorts it."""
+
+from __future__ import annotations
+
+import math
+
+from oss_ext.report.base import Part, Statistics, by_budget, judged, looks, nearest
+from oss_ext.report.chart import Axis, key, line, mark
+from oss_ext.report.markup import Html, decibels, element, join, plural, scrolling, spoken
+from oss_ext.runs import Contender, Run
+
+COLUMNS = {
+    "psnr_of_mean": "PSNR of the mean error",
+    "interval": "95 % interval",
+    "mean_psnr": "Mean PSNR",
+    "median": "Median",
+    "worst_decile": "Worst decile",
+}
+
+
+def _render(run: Run) -> Html | None:
+    if not run.contenders:
+        return None
+    scores = judged(run)
+    groups = by_budget(run.contenders).values()
+    best = {c.name for group in groups if (c := nearest(group, scores)) is not None}
+    ends = [v for s in scores.values() for v in (s.low, s.high) if math.isfinite(v)]
+    axis = Axis("", min(ends), max(ends)) if ends else None
+    titles = ["Method", "Steps", *(COLUMNS.values() if scores else ()), "Evaluations", "Seconds"]
+    head = element(
+        "tr", *(element("th", title, scope="col", class_=None if title == "Method" else "number")
+                for title in titles)
+    )  # fmt: skip
+    rows = [_row(run, c, scores.get(c.name), axis, len(titles), c.name in best)
+            for c in run.contenders]  # fmt: skip
+    table = element("table", element("thead", head), element("tbody", *rows), class_="sortable")
+    note = "Evaluations: of the model per calibration sample to find this schedule, the teacher's "
+    note += "included."
+    if scores:
+        note = (
+            f"Distance to the teacher's result in dB, data range {run.data_range:g}, on "
+            f"{plural(run.held_out, 'sample')} that no search has seen; bootstrapped intervals of "
+            f"the PSNR of the mean error. Bold: the best of its budget. {note}"
+        )
+    return join(scrolling(table, "Comparison"), element("p", note, class_="note"))
+
+
+def _number(text: str, value: float, best: bool = False) -> Html:
+    shown = element("strong", text, spoken(" (best of its budget)")) if best else text
+    sort = f"{value:.9g}" if math.isfinite(value) else None
+    return element("td", shown, class_="number", data_value=sort)
+
+
+def _row(
+    run: Run, c: Contender, s: Statistics | None, axis: Axis | None, columns: int, best: bool
+) -> Html:
+    look = looks(run)[c.name]
+    note = c.note if c.schedule is not None else ""
+    name = element(
+        "th", element("span", key(look.mark), c.name, class_=look.css),
+        element("small", note) if note else "", scope="row", data_value=c.name,
+    )  # fmt: skip
+    steps = _number(str(c.steps), c.steps)
+    if c.schedule is None:
+        why = element("td", "unable: " + (c.note or "no reason given"), colspan=columns - 2)
+        return element("tr", name, steps, why, class_="unable")
+    cells = []
+    if s is not None:
+        cells = [
+            _number(decibels(s.psnr_of_mean), s.psnr_of_mean, best),
+            _interval(s, axis, look.css),
+            *(_number(decibels(v), v) for v in (s.mean_psnr, s.median, s.worst_decile)),
+        ]
+    nfe = c.schedule.search_nfe
+    cost = (_number(f"{nfe:,}", nfe), _number(f"{c.seconds:.1f}", c.seconds))
+    return element("tr", name, steps, *cells, *cost, class_="ours" if look.ours else None)
+
+
+def _interval(s: Statistics, axis: Axis | None, css: str) -> Html:
+    drawing = ""
+    if axis is not None and all(map(math.isfinite, (s.low, s.high, s.psnr_of_mean))):
+        drawing = element(
+            "svg", line(axis.at(s.low), 8, axis.at(s.high), 8),
+            mark("small", axis.at(s.psnr_of_mean), 8), class_=f"whisker {css}", height=16,
+            aria_hidden="true",
+        )  # fmt: skip
+    text = element("span", f"{decibels(s.low)} to {decibels(s.high)}")
+    value = f"{s.low:.9g}" if math.isfinite(s.low) else None
+    return element("td", element("div", drawing, text), class_="number interval", data_value=value)
+
+
+PART = Part("comparison", "Comparison", _render)
