@@ -7,7 +7,7 @@ import sys
 import click
 
 import oss_ext
-from oss_ext.cli import info, schedules, search, students
+from oss_ext.cli import info, reports, schedules, search, students
 
 INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
 
@@ -32,6 +32,7 @@ for command in (
     students.sample,
     schedules.show,
     students.compare,
+    reports.report,
     schedules.export_schedule,
     schedules.list_presets,
     info.list_models,
