@@ -18,12 +18,11 @@ PACKAGE = "oss_ext"
 # From the ground up. A module may import from floors below its own, not from its neighbours.
 FLOORS = (
     ("version", "arguments", "files", "progress"),
-    ("noise", "ops", "distributed"),
+    ("noise", "ops", "statistics", "distributed"),
     ("schedule", "metrics", "hosts"),
     ("models", "solvers", "export", "presets"),
     ("teacher", "sampling"),
     ("dp",),
-    ("statistics",),
     ("refine", "evaluate"),
     ("baselines",),
     ("search",),
