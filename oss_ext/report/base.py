@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from base64 import b64encode
 from collections.abc import Callable, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
-import torch
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,6 +18,7 @@ from torch import Tensor
 from oss_ext.files import replacing
 from oss_ext.report.markup import Html
 from oss_ext.runs import Contender, Run
+from oss_ext.statistics import Interval, Statistics, bootstrap, statistics_of
 
 OURS = {"oss": "#0b5fc4", "fast": "#b04a00", "balanced": "#00755a", "best": "#8a3b78"}
 """Our methods with their colours on paper; those of the screen are in page.css."""
@@ -90,51 +89,36 @@ def by_budget(contenders: Sequence[Contender]) -> dict[int, list[Contender]]:
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """How near samples come to their teacher, dB; ``low`` to ``high`` is the 95 % interval of
-    ``psnr_of_mean``."""
+class Judgement:
+    """How near a contender comes to the teacher.
 
-    psnr_of_mean: float
-    mean_psnr: float
-    median: float
-    worst_decile: float
-    low: float
-    high: float
+    Attributes:
+        statistics: of its errors.
+        interval: the 95 % interval of the PSNR of the mean error, dB; None where there is none.
+    """
 
-
-def statistics_of(mse: Tensor, data_range: float) -> Statistics:
-    """Statistics of final errors ``mse``, ``[B]`` float64."""
-
-    def psnr(error: Tensor) -> Tensor:
-        return 10 * (data_range**2 / error).log10()
-
-    each = psnr(mse)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(mse), (1000, len(mse)), generator=generator)
-    interval = psnr(mse[drawn].mean(dim=1)).quantile(torch.tensor([0.025, 0.975]).to(mse))
-    return Statistics(
-        psnr_of_mean=float(psnr(mse.mean())),
-        mean_psnr=float(each.mean()),
-        median=float(each.quantile(0.5)),
-        worst_decile=float(each.quantile(0.1)),
-        low=float(interval[0]),
-        high=float(interval[1]),
-    )
+    statistics: Statistics
+    interval: Interval | None
 
 
-def judged(run: Run) -> dict[str, Statistics]:
-    """Statistics by contender that has a schedule; empty where nothing was judged."""
+def judged(run: Run) -> dict[str, Judgement]:
+    """Judgements by contender that has a schedule and errors; empty where nothing was judged."""
     if run.mse is None or run.mse.numel() == 0:
         return {}
     rows = zip(run.contenders, run.mse.double(), strict=True)
-    return {c.name: statistics_of(mse, run.data_range) for c, mse in rows if c.schedule is not None}
+    return {
+        c.name: Judgement(
+            statistics_of(mse, run.data_range), bootstrap(mse, "psnr_of_mean", run.data_range)
+        )
+        for c, mse in rows
+        if c.schedule is not None and bool(mse.isfinite().all())
+    }
 
 
-def nearest(contenders: Sequence[Contender], judged: dict[str, Statistics]) -> Contender | None:
+def nearest(contenders: Sequence[Contender], judged: dict[str, Judgement]) -> Contender | None:
     """The one with the best PSNR of the mean error, None where none was judged."""
-    values = {c.name: judged[c.name].psnr_of_mean for c in contenders if c.name in judged}
-    known = [c for c in contenders if not math.isnan(values.get(c.name, math.nan))]
-    return max(known, key=lambda c: values[c.name], default=None)
+    known = [c for c in contenders if c.name in judged]
+    return max(known, key=lambda c: judged[c.name].statistics.psnr_of_mean, default=None)
 
 
 def is_image(shape: Sequence[int]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from oss_ext.report.base import Part, Statistics, by_budget, judged, looks, nearest
+from oss_ext.report.base import Judgement, Part, by_budget, judged, looks, nearest
 from oss_ext.report.chart import Axis, key, line, mark
 from oss_ext.report.markup import Html, decibels, element, join, plural, scrolling, spoken
 from oss_ext.runs import Contender, Run
@@ -13,7 +13,7 @@ COLUMNS = {
     "psnr_of_mean": "PSNR of the mean error",
     "interval": "95 % interval",
     "mean_psnr": "Mean PSNR",
-    "median": "Median",
+    "median_psnr": "Median",
     "worst_decile": "Worst decile",
 }
 
@@ -24,7 +24,7 @@ def _render(run: Run) -> Html | None:
     scores = judged(run)
     groups = by_budget(run.contenders).values()
     best = {c.name for group in groups if (c := nearest(group, scores)) is not None}
-    ends = [v for s in scores.values() for v in (s.low, s.high) if math.isfinite(v)]
+    ends = [v for s in scores.values() for v in s.interval or () if math.isfinite(v)]
     axis = Axis("", min(ends), max(ends)) if ends else None
     titles = ["Method", "Steps", *(COLUMNS.values() if scores else ()), "Evaluations", "Seconds"]
     head = element(
@@ -52,7 +52,7 @@ def _number(text: str, value: float, best: bool = False) -> Html:
 
 
 def _row(
-    run: Run, c: Contender, s: Statistics | None, axis: Axis | None, columns: int, best: bool
+    run: Run, c: Contender, s: Judgement | None, axis: Axis | None, columns: int, best: bool
 ) -> Html:
     look = looks(run)[c.name]
     note = c.note if c.schedule is not None else ""
@@ -66,26 +66,28 @@ def _row(
         return element("tr", name, steps, why, class_="unable")
     cells = []
     if s is not None:
-        cells = [
-            _number(decibels(s.psnr_of_mean), s.psnr_of_mean, best),
-            _interval(s, axis, look.css),
-            *(_number(decibels(v), v) for v in (s.mean_psnr, s.median, s.worst_decile)),
-        ]
+        values = {name: getattr(s.statistics, name) for name in COLUMNS if name != "interval"}
+        cells = [_number(decibels(v), v, best and name == "psnr_of_mean")
+                 for name, v in values.items()]  # fmt: skip
+        cells.insert(1, _interval(s, axis, look.css))
     nfe = c.schedule.search_nfe
     cost = (_number(f"{nfe:,}", nfe), _number(f"{c.seconds:.1f}", c.seconds))
     return element("tr", name, steps, *cells, *cost, class_="ours" if look.ours else None)
 
 
-def _interval(s: Statistics, axis: Axis | None, css: str) -> Html:
-    drawing = ""
-    if axis is not None and all(map(math.isfinite, (s.low, s.high, s.psnr_of_mean))):
+def _interval(s: Judgement, axis: Axis | None, css: str) -> Html:
+    if s.interval is None:  # of one sample
+        return element("td", "", class_="number interval")
+    low, high = s.interval
+    drawing: str | Html = ""
+    at = s.statistics.psnr_of_mean
+    if axis is not None and all(map(math.isfinite, (low, high, at))):
         drawing = element(
-            "svg", line(axis.at(s.low), 8, axis.at(s.high), 8),
-            mark("small", axis.at(s.psnr_of_mean), 8), class_=f"whisker {css}", height=16,
-            aria_hidden="true",
+            "svg", line(axis.at(low), 8, axis.at(high), 8), mark("small", axis.at(at), 8),
+            class_=f"whisker {css}", height=16, aria_hidden="true",
         )  # fmt: skip
-    text = element("span", f"{decibels(s.low)} to {decibels(s.high)}")
-    value = f"{s.low:.9g}" if math.isfinite(s.low) else None
+    text = element("span", f"{decibels(low)} to {decibels(high)}")
+    value = f"{low:.9g}" if math.isfinite(low) else None
     return element("td", element("div", drawing, text), class_="number interval", data_value=value)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from oss_ext.report.base import (
+    Judgement,
     Part,
-    Statistics,
     able,
     by_budget,
     judged,
@@ -69,21 +69,22 @@ def _costs(run: Run) -> str:
     )
 
 
-def _tile(run: Run, steps: int, group: list[Contender], scores: dict[str, Statistics]) -> Html:
+def _tile(run: Run, steps: int, group: list[Contender], scores: dict[str, Judgement]) -> Html:
     best = nearest(group, scores)
     if best is None:
         return NOTHING
+    best_psnr = scores[best.name].statistics.psnr_of_mean
     uniform = next((c for c in group if c.method == "uniform" and c.name in scores), None)
     remark = ""
     if uniform is best:
         remark = "no other is nearer to the teacher"
     elif uniform is not None:
-        gain = scores[best.name].psnr_of_mean - scores[uniform.name].psnr_of_mean
+        gain = best_psnr - scores[uniform.name].statistics.psnr_of_mean
         remark = f"{decibels(gain)} dB nearer to the teacher than uniform"
     return element(
         "div",
         element("p", plural(steps, "step"), class_="over"),
-        element("p", decibels(scores[best.name].psnr_of_mean), element("small", " dB"),
+        element("p", decibels(best_psnr), element("small", " dB"),
                 class_=f"figure {looks(run)[best.name].css}"),
         element("p", element("strong", best.name), element("br") if remark else "", remark),
         class_="tile",
