@@ -1,0 +1,245 @@
+"""Refinement: descent on the student's true final error over the knots of its schedule.
+
+The dynamic programme assumes that the nearer state always stays nearer (paper Assumption 1); what
+counts is Eq. 8, the distance of the final state alone. From one or several starts, two kinds of
+moves lower that error: Gauss-Newton steps, which move all knots at once by secants of the final
+residual, and coordinate moves by 1, 2, 4, ... teacher rows. Each is used as long as it pays. A move
+of knot k changes nothing before it, so runs begin at the last state that is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from oss_ext import arguments
+from oss_ext.models.base import Model
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.progress import progress_bar
+from oss_ext.refine.base import GROUPS, KEEP_BYTES, Race, Rows, Runner, is_worse, mean_error
+from oss_ext.refine.exhaustive import exhaustive
+from oss_ext.refine.newton import gauss_newton
+from oss_ext.refine.sweep import sweep
+from oss_ext.schedule import Objective, Schedule
+from oss_ext.teacher import Trajectory
+
+__all__ = ["KEEP_BYTES", "Refinement", "Runner", "exhaustive", "refine"]
+
+FINENESS = 8
+"""Places per teacher step where knots off the grid may stand."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What refinement found, and what it started from.
+
+    Attributes:
+        schedule: the best schedule; its ``cost`` is the arithmetic mean of the final errors over
+            the calibration samples.
+        start: the best of the starts.
+        error, start_error: mean final error on the calibration samples, as ``reduce`` has it.
+        validation, start_validation: the same on samples that the descent did not see; None
+            without a split.
+        trials: schedules that were run, in full or in part.
+        nfe: model evaluations per sample of the trajectory.
+    """
+
+    schedule: Schedule
+    start: Schedule
+    error: float
+    start_error: float
+    validation: float | None
+    start_validation: float | None
+    trials: int
+    nfe: float
+
+    def summary(self) -> str:
+        """Errors before and after, and what they cost, in two lines."""
+        gain = 10 * math.log10(self.start_error / self.error) if self.error > 0 else math.inf
+        lines = [
+            f"{self.schedule.steps} steps refined: error {self.start_error:.3e} -> "
+            f"{self.error:.3e} ({gain:.2f} dB) in {self.trials} trials, {self.nfe:.0f} evaluations "
+            "per sample"
+        ]
+        if self.validation is not None and self.start_validation is not None:
+            lines.append(f"on unseen samples {self.start_validation:.3e} -> {self.validation:.3e}")
+        return "\n".join(lines)
+
+
+def descend(race: Race, rows: Rows, score: Tensor, scale: int) -> tuple[Rows, Tensor]:
+    """The best path found from ``rows``, whose score is known, and its score.
+
+    Gauss-Newton steps win where the end depends smoothly on the knots, coordinate moves where it
+    does not; which it is shows as the gain per evaluation.
+
+    Args:
+        scale: of the first coordinate moves, in rows.
+    """
+    newton_pays = sweep_pays = math.inf
+    stuck: Rows | None = None  # where Gauss-Newton steps have found nothing
+    while race.may_go_on() and (scale >= 1 or stuck != rows):
+        before, spent = float(score.mean()), race.nfe
+        newton = stuck != rows and (scale < 1 or newton_pays >= sweep_pays)
+        moved, score = (
+            gauss_newton(race, rows, score) if newton else sweep(race, rows, score, scale)
+        )
+        pays = (before - float(score.mean())) / max(race.nfe - spent, 1)
+        # What was not used is not forgotten: it is tried again when the other pays less and less.
+        if newton:
+            newton_pays, sweep_pays = pays, max(sweep_pays, _nearer(sweep_pays, pays))
+        else:
+            sweep_pays, newton_pays = pays, max(newton_pays, _nearer(newton_pays, pays))
+        if moved == rows and newton:
+            stuck = rows
+        elif moved == rows:
+            scale //= 2
+        rows = moved
+    return rows, score
+
+
+def _nearer(value: float, other: float) -> float:
+    return value if math.isinf(value) else value + (other - value) / 4
+
+
+def _first_scale(rows: Rows) -> int:
+    """The largest power of two that is at most half the mean gap, at least 1."""
+    return 1 << int(math.log2(max(1, rows[0] // (2 * len(rows)))))
+
+
+def _fine(rows: Rows) -> Rows:
+    """The same path counted in rows of the finer grid."""
+    return tuple(FINENESS * row for row in rows)
+
+
+def _check_starts(starts: Sequence[Schedule], trajectory: Trajectory) -> dict[Rows, Schedule]:
+    """The starts by their rows; ``ValueError`` if they are not of a kind, on the one grid."""
+    if not starts or not all(isinstance(s, Schedule) for s in starts):
+        raise ValueError(f"starts: expected one or more schedules, got {starts!r:.100}")
+    lengths = {s.steps for s in starts}
+    if len(lengths) > 1:
+        raise ValueError(f"starts: expected schedules of as many steps, got {sorted(lengths)}")
+    grid = tuple(trajectory.times.tolist())
+    by_rows: dict[Rows, Schedule] = {}
+    for s in starts:
+        if s.indices is None or s.teacher_times != grid or s.indices[-1] != 0:
+            raise ValueError("starts: expected schedules on the teacher's grid, to its clean end")
+        by_rows.setdefault(s.indices, s)
+    if len({s.solver for s in starts}) > 1:
+        raise ValueError("starts: expected schedules of one solver")
+    return by_rows
+
+
+def refine(
+    model: Model,
+    trajectory: Trajectory,
+    starts: Schedule | Sequence[Schedule],
+    *,
+    reduce: str = "log_mean",
+    start: str = "free",
+    budget: int | None = None,
+    descents: int = 2,
+    validation: float = 0.25,
+    off_grid: bool = False,
+    max_batch: int | None = None,
+    keep_bytes: int = KEEP_BYTES,
+    progress: bool = False,
+) -> Refinement:
+    """Descend on the final error (paper Eq. 8) from the best of ``starts``.
+
+    Args:
+        model: the model the teacher was made with.
+        trajectory: ``oss_ext.teacher(...)``, the calibration samples.
+        starts: schedules on the teacher's grid, all of as many steps; searched, uniform, ...
+        reduce: ``log_mean`` (mean PSNR) or ``mean`` (PSNR of the mean error).
+        start: ``free``, the first knot may move too, or ``pinned``, it stays at the teacher's last
+            time.
+        budget: model evaluations per sample of the trajectory; None: until no move helps.
+        descents: how many of the starts, the best first, to descend from.
+        validation: share of the samples that the descent does not see. If its result is worse on
+            them than the start, by more than their spread, the start is returned. 0: none.
+        off_grid: at last let knots stand between the teacher's times too, for hosts and models
+            that take any time.
+        max_batch: samples run at once; None: a quarter of them.
+        keep_bytes: memory for states to start from again.
+        progress: show a progress bar.
+
+    Returns:
+        Never worse than the best start on the samples descended on.
+
+    Raises:
+        ValueError: bad arguments, starts off the grid or of different lengths, a budget that does
+            not pay for one run of every start, fewer samples than a split needs.
+        NonFiniteError: the model returned NaN or inf.
+    """
+    candidates = [starts] if isinstance(starts, Schedule) else list(starts)
+    by_rows = _check_starts(candidates, trajectory)
+    steps = len(next(iter(by_rows))) - 1
+    trajectory.check_model(model)
+    pinned = start == "pinned"
+    objective = Objective(reduce=reduce, start=start)
+    if pinned and any(s.starts_below for s in candidates):
+        raise ValueError("start: expected starts that begin at the teacher's last time")
+    samples = trajectory.samples
+    held = int(samples * arguments.number("validation", validation))
+    if not 0 <= validation < 1 or (validation > 0 and held < 1):
+        raise ValueError(
+            f"validation: expected a share below 1 that leaves out a sample or more of {samples}, "
+            f"or 0, got {validation}"
+        )
+    descents = arguments.whole_number("descents", descents)
+    needed = steps * (len(by_rows) + 2)
+    if budget is not None and arguments.whole_number("budget", budget) < needed:
+        raise ValueError(f"budget: expected {needed} or more, got {budget}")
+    seen, unseen = range(samples - held), range(samples - held, samples)
+    limit = math.inf if budget is None else budget * samples - 2 * steps * held
+    with progress_bar("refine", 0 if budget is None else budget * samples, progress) as bar:
+        group = math.ceil(len(seen) / GROUPS) if max_batch is None else max_batch
+        evaluator = Evaluator(model, samples, group, bar.update)
+        runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes)
+        race = Race(runner, evaluator, seen, reduce=reduce, pinned=pinned, limit=limit)
+        paths = sorted(
+            ((runner.values(rows, seen, reduce), rows) for rows in by_rows),
+            key=lambda item: float(item[0].mean()),
+        )
+        start_score, start_rows = best_score, best_rows = paths[0]
+        for score, rows in paths[:descents]:
+            rows, score = descend(race, rows, score, _first_scale(rows))
+            if float(score.mean()) < float(best_score.mean()):
+                best_score, best_rows = score, rows
+        trials = len(by_rows) + race.trials
+        if off_grid and race.may_go_on():
+            start_rows, best_rows = (_fine(rows) for rows in (start_rows, best_rows))
+            runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes, FINENESS)
+            race = Race(runner, evaluator, seen, reduce=reduce, pinned=pinned, limit=limit)
+            best_rows, best_score = descend(race, best_rows, best_score, FINENESS // 2)
+            trials += race.trials
+        judged = (start_rows, best_rows) if held else ()
+        checks = [runner.values(rows, unseen, reduce) for rows in judged]
+        if checks and is_worse(checks[1] - checks[0]):
+            best_score, best_rows, checks[1] = start_score, start_rows, checks[0]
+        cost = float(runner.values(best_rows, seen, "mean").mean())
+    begun = by_rows[paths[0][1]]
+    # The teacher's own evaluations, and those of the searches that the starts came from.
+    before = max(trajectory.nfe, *(s.search_nfe for s in candidates))
+    schedule = trajectory.schedule_at(
+        [runner.times[row] for row in best_rows],
+        solver=begun.solver,
+        method="refined",
+        objective=objective,
+        cost=cost,
+        samples=len(seen),
+        search_nfe=before + round(evaluator.nfe / samples),
+    )
+    return Refinement(
+        schedule=schedule,
+        start=begun,
+        error=mean_error(best_score, reduce),
+        start_error=mean_error(start_score, reduce),
+        validation=mean_error(checks[1], reduce) if checks else None,
+        start_validation=mean_error(checks[0], reduce) if checks else None,
+        trials=trials,
+        nfe=evaluator.nfe / samples,
+    )

@@ -1,0 +1,190 @@
+"""What the moves of a descent share: paths that are run, and a race that compares two of them."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oss_ext import solvers
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.teacher import Trajectory
+
+GROUPS = 4
+"""Into which the calibration samples are parted for racing, unless ``max_batch`` says otherwise."""
+
+LEAST_SEEN = 4
+"""Samples that a trial is run on before it can be called hopeless."""
+
+KEEP_BYTES = 2**29
+"""Memory for the states and velocities of paths that were run."""
+
+Rows = tuple[int, ...]
+
+
+class Runner:
+    """Runs paths of rows to the clean end, from where they part from earlier ones.
+
+    Args:
+        evaluator: of the model; its block is the number of samples run at once.
+        trajectory: the teacher.
+        solver: name of the student's solver.
+        keep_bytes: memory for states and velocities; the oldest are forgotten.
+        fineness: rows per teacher step; those between are evenly spaced in flow time.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        trajectory: Trajectory,
+        solver: str,
+        keep_bytes: int,
+        fineness: int = 1,
+    ) -> None:
+        self._evaluator, self._trajectory = evaluator, trajectory
+        self._solver, self.times = solvers.get(solver), fine_times(trajectory, fineness)
+        # What is known after a prefix of rows: state, history and, once it was needed, velocity.
+        self._known: OrderedDict[tuple[int, Rows], list[Any]] = OrderedDict()
+        self.last_row = len(self.times) - 1
+        group = trajectory.states[0, : evaluator.block]
+        self._keep = max(trajectory.steps + 1, keep_bytes // (2 * group.nbytes))
+
+    def groups(self, samples: Sequence[int]) -> Iterator[Tensor]:
+        """``samples`` in the groups that are run at once."""
+        yield from torch.tensor(list(samples)).split(self._evaluator.block)
+
+    def residuals(self, rows: Rows, group: Tensor) -> Tensor:
+        """Where the path ``rows`` (descending, to 0) ends, less the teacher's end, ``[n, D]``."""
+        name = int(group[0])
+        for known in range(len(rows), 1, -1):
+            if (name, rows[:known]) in self._known:
+                break
+        else:
+            known = 1
+        for k in range(known, len(rows)):
+            self._step(name, rows[:k], rows[k], group)
+        x = self._entry(name, rows, group)[0]
+        return (x - self._trajectory.final[group.to(x.device)]).flatten(1)
+
+    def errors(self, rows: Rows, group: Tensor) -> Tensor:
+        """Mean squared final error of the path ``rows``, ``[len(group)]`` float64."""
+        return self.residuals(rows, group).double().square().mean(dim=1).cpu()
+
+    def values(self, rows: Rows, samples: Sequence[int], reduce: str) -> Tensor:
+        """What a search averages and minimises for ``rows``, of every one of ``samples``."""
+        errors = [self.errors(rows, group) for group in self.groups(samples)]
+        return _value(torch.cat(errors), reduce)
+
+    def _entry(self, name: int, prefix: Rows, group: Tensor) -> list[Any]:
+        key = (name, prefix)
+        if key not in self._known:  # a start: the noise as it is, whatever the first row
+            self._known[key] = [self._trajectory.noise[group.to(self._trajectory.noise.device)],
+                                None, None]  # fmt: skip
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def _step(self, name: int, prefix: Rows, row: int, group: Tensor) -> None:
+        entry = self._entry(name, prefix, group)
+        t, t_next = self.times[prefix[-1]], self.times[row]
+        if entry[2] is None:
+            entry[2] = self._evaluator.at(entry[0], t, group)
+        x, history = self._solver.step(entry[1], entry[0], entry[2], t, t_next)
+        self._known[name, (*prefix, row)] = [x, history, None]
+        while len(self._known) > self._keep:
+            self._known.popitem(last=False)
+
+
+class Race:
+    """Which of two paths is better on ``samples``, found with few evaluations.
+
+    Groups of samples are run one after the other, and a path that is clearly worse on the first
+    ones is not run on the rest.
+
+    Attributes:
+        reduce: ``mean`` or ``log_mean``.
+        first: the first knot that may move: 0, or 1 with a pinned start.
+        last_row: where a path may start.
+        trials: paths that were raced.
+        front: the groups that are run before a path can be called hopeless.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        evaluator: Evaluator,
+        samples: Sequence[int],
+        *,
+        reduce: str,
+        pinned: bool,
+        limit: float,
+    ) -> None:
+        self._runner, self._evaluator, self._limit = runner, evaluator, limit
+        self._groups, self.reduce = list(runner.groups(samples)), reduce
+        self.first, self.last_row = int(pinned), runner.last_row
+        self.trials = 0
+        seen = torch.tensor([len(group) for group in self._groups]).cumsum(0)
+        self.front = self._groups[: int((seen < LEAST_SEEN).sum()) + 1]
+
+    @property
+    def nfe(self) -> int:
+        """Model evaluations so far, in rows."""
+        return self._evaluator.nfe
+
+    def may_go_on(self) -> bool:
+        """Whether evaluations are left."""
+        return self.nfe < self._limit
+
+    def residuals(self, rows: Rows) -> Tensor:
+        """Final residuals of ``rows`` on the front, ``[n, D]``."""
+        return torch.cat([self._runner.residuals(rows, group) for group in self.front])
+
+    def values(self, rows: Rows) -> Tensor:
+        """What is averaged and minimised for ``rows`` on the front, ``[n]``."""
+        return torch.cat([self._values(rows, group) for group in self.front])
+
+    def better(self, rows: Rows, score: Tensor) -> Tensor | None:
+        """The score of ``rows`` if it is below ``score`` in the mean, else None, early."""
+        self.trials += 1
+        values: list[Tensor] = []
+        seen = 0
+        for group in self._groups:
+            values.append(self._values(rows, group))
+            seen += len(group)
+            difference = torch.cat(values) - score[:seen]
+            if seen >= LEAST_SEEN and is_worse(difference):
+                return None
+        return torch.cat(values) if float(difference.mean()) < 0 else None
+
+    def _values(self, rows: Rows, group: Tensor) -> Tensor:
+        return _value(self._runner.errors(rows, group), self.reduce)
+
+
+def fine_times(trajectory: Trajectory, fineness: int) -> list[float]:
+    """Flow times of the teacher's rows, with ``fineness - 1`` between each two of them."""
+    times = trajectory.times
+    shares = torch.arange(fineness, dtype=torch.float64) / fineness
+    between = times[:-1, None] + shares * times.diff()[:, None]
+    between[:, 0] = times[:-1]
+    return [*between.flatten().tolist(), float(times[-1])]
+
+
+def _value(errors: Tensor, reduce: str) -> Tensor:
+    """What is averaged and minimised, per sample: the final error or its logarithm."""
+    tiny = torch.finfo(torch.float32).tiny  # an exact copy of the teacher is as good as it gets
+    return errors.clamp_min(tiny).log() if reduce == "log_mean" else errors
+
+
+def is_worse(difference: Tensor) -> bool:
+    """Whether paired differences are above 0 in the mean by more than chance has it."""
+    spread = float(difference.std(correction=0)) / math.sqrt(len(difference))
+    return not float(difference.mean()) <= spread  # so is what is not a number
+
+
+def mean_error(value: Tensor, reduce: str) -> float:
+    """The error that stands for ``value``: its mean, or the geometric mean."""
+    mean = float(value.mean())
+    return math.exp(mean) if reduce == "log_mean" else mean
