@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from oss_ext import arguments, dp
+from oss_ext import arguments, baselines, dp
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
+from oss_ext.plan import Plan, plan
 from oss_ext.progress import progress_bar
+from oss_ext.refine import Refinement, refine
 from oss_ext.schedule import Objective, Schedule, aggregate_indices
 from oss_ext.teacher import Trajectory
+
+STARTS = {
+    "fast": ("uniform",),
+    "balanced": ("uniform", "logsnr", "flow-shift"),
+    "best": ("uniform", "logsnr", "flow-shift"),
+}
+"""Closed forms that refinement starts from, beside the path of the dynamic programme."""
+
+LEAST_SPLIT = 8
+"""Calibration samples from which on a quarter is left out, to check what refinement found."""
 
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """Schedules for every budget up to the largest asked for, and what they cost.
+    """Schedules for the budgets asked for, and what they cost.
 
     Attributes:
         trajectory: the teacher searched against.
         objective: what was minimised.
-        steps: the budgets asked for, ascending; all budgets up to the largest are there.
-        table: costs and parents of the dynamic programme.
+        steps: the budgets asked for, ascending.
+        plan: what the search was to spend.
+        table: costs and parents of the dynamic programme, for all budgets up to the largest; None
+            without one.
+        refined: by budget, what refinement found.
         nfe: model evaluations of the search per sample, teacher not included.
-        block: rows per model call.
+        block: rows per model call of the dynamic programme.
         seconds: wall time of the search.
         peak_bytes: peak memory: of the GPU's allocator during the search, or on a CPU of the
             process so far.
@@ -36,27 +52,35 @@ class SearchResult:
     trajectory: Trajectory
     objective: Objective
     steps: tuple[int, ...]
-    table: dp.Table
+    plan: Plan
+    table: dp.Table | None
     nfe: int
     block: int
     seconds: float
     peak_bytes: int
+    refined: dict[int, Refinement] = field(default_factory=dict)
 
     def schedule(self, steps: int) -> Schedule:
         """The schedule of exactly ``steps`` steps for all samples.
 
+        Refined (``method`` says so) for the budgets asked for, unless the quality is ``paper``;
+        other budgets are those of the dynamic programme.
+
         Raises:
-            ValueError: a budget outside the table, or an instance search without ``aggregate``
-                (use ``schedules``).
+            ValueError: a budget that was not searched, or an instance search without
+                ``aggregate`` (use ``schedules``).
         """
+        if steps in self.refined:
+            return self.refined[steps].schedule
+        table = self._table(steps)
         if self.objective.scope == "joint":
-            return self._build(steps, self.table.backtrack(steps), self.cost(steps))
+            return self._build(steps, table.backtrack(steps), self.cost(steps))
         if self.objective.aggregate is None:
             raise ValueError(
                 "an instance search has a schedule per sample: use schedules(steps), or search "
                 "with aggregate='mean' or 'median'"
             )
-        paths = [self.table.backtrack(steps, b) for b in range(self.trajectory.samples)]
+        paths = [table.backtrack(steps, b) for b in range(self.trajectory.samples)]
         # An averaged path was never run, so it has no cost yet.
         return self._build(steps, aggregate_indices(paths, self.objective.aggregate), None)
 
@@ -64,26 +88,45 @@ class SearchResult:
         """One schedule per sample; the same one for all after a joint search."""
         if self.objective.scope == "joint":
             return [self.schedule(steps)] * self.trajectory.samples
+        table = self._table(steps)
         return [
-            self._build(
-                steps, self.table.backtrack(steps, b), float(self.table.cost[steps - 1, 0, b])
-            )
+            self._build(steps, table.backtrack(steps, b), float(table.cost[steps - 1, 0, b]))
             for b in range(self.trajectory.samples)
         ]
 
     def cost(self, steps: int) -> float:
-        """Mean squared error of the final state after exactly ``steps`` steps, over the samples."""
-        steps = arguments.whole_number("steps", steps, most=self.table.steps)
-        return float(self.table.cost[steps - 1, 0].double().mean())
+        """Mean squared error of the final state after exactly ``steps`` steps, over the samples.
+
+        Of a refined schedule: over the samples that refinement has seen.
+        """
+        if steps in self.refined:
+            cost = self.refined[steps].schedule.cost
+            assert cost is not None
+            return cost
+        return float(self._table(steps).cost[steps - 1, 0].double().mean())
 
     def cheaper(self, steps: int) -> int | None:
-        """A smaller budget that is better than ``steps`` by the objective, the best, or None."""
-        steps = arguments.whole_number("steps", steps, most=self.table.steps)
-        final = self.table.cost[:steps, 0].double()
+        """A smaller budget that is better than ``steps`` by the objective, the best, or None.
+
+        As the dynamic programme has it; None for refined schedules.
+        """
+        if steps in self.refined:
+            return None
+        final = self._table(steps).cost[:steps, 0].double()
         if self.objective.reduce == "log_mean":
             final = final.log()
         best = int(final.mean(dim=1).argmin()) + 1
         return None if best == steps else best
+
+    def _table(self, steps: int) -> dp.Table:
+        """The table, if it holds ``steps``."""
+        if self.table is None:
+            raise ValueError(
+                f"steps: this search has schedules of {', '.join(map(str, self.refined))} steps, "
+                f"got {steps!r}"
+            )
+        arguments.whole_number("steps", steps, most=self.table.steps)
+        return self.table
 
     def _build(self, steps: int, indices: tuple[int, ...], cost: float | None) -> Schedule:
         return self.trajectory.schedule(
@@ -97,14 +140,17 @@ class SearchResult:
     def summary(self) -> str:
         """Evaluations, time, memory and the cost of every budget asked for, in a few lines."""
         o, t = self.objective, self.trajectory
-        how = f"{o.scope}, {o.aggregate or o.reduce}, {o.start} start"
+        how = f"{self.plan.quality}, {o.scope}, {o.aggregate or o.reduce}, {o.start} start"
         lines = [
             f"{t.model}: {t.samples} samples, teacher {t.steps} steps ({t.solver}), {how}",
-            f"{t.nfe} + {self.nfe} model evaluations per sample (teacher + search), in blocks of "
-            f"{self.block}; {t.seconds:.1f} + {self.seconds:.1f} s; "
+            f"{t.nfe} + {self.nfe} model evaluations per sample (teacher + search), "
+            f"in blocks of {self.block}; {t.seconds:.1f} + {self.seconds:.1f} s; "
             f"peak memory {self.peak_bytes / 2**20:.0f} MiB",
         ]
         for steps in self.steps:
+            if steps in self.refined:
+                lines.append(self.refined[steps].summary())
+                continue
             fewer = self.cheaper(steps)
             note = f"  ({fewer} steps cost less: {self.cost(fewer):.3e})" if fewer else ""
             lines.append(f"{steps:3d} steps: mean squared error {self.cost(steps):.3e}{note}")
@@ -142,24 +188,32 @@ def search(
     trajectory: Trajectory,
     steps: int | Sequence[int],
     *,
+    quality: str | None = None,
+    budget: int | None = None,
     scope: str = "joint",
     reduce: str | None = None,
     aggregate: str | None = None,
     start: str = "free",
+    off_grid: bool = False,
     max_batch: int | None = None,
     velocity_bytes: int = dp.VELOCITY_BYTES,
     progress: bool = False,
 ) -> SearchResult:
-    """Find which teacher steps to keep (paper Algorithm 1).
+    """Find the steps that bring the student nearest to the teacher.
 
     Args:
         model: the model the teacher was made with.
         trajectory: ``oss_ext.teacher(...)``.
-        steps: a budget or several, each 1 to N; one run serves all up to the largest.
+        steps: a budget or several, each 1 to N.
+        quality: ``fast``, ``balanced`` (default) or ``best``, by what it may spend, or ``paper``:
+            Algorithm 1 alone (the default of an instance search), one run of which serves all
+            budgets up to the largest. ``oss_ext.plan`` says beforehand what each spends.
+        budget: model evaluations per sample at most, the teacher's not counted.
         scope: ``joint``, one schedule for all samples, or ``instance``, one each.
         reduce: joint only: ``log_mean`` (default; mean PSNR) or ``mean`` (PSNR of the mean).
         aggregate: instance only: also one schedule from all, by ``mean`` or ``median``.
         start: ``free``, the first step may start below the last teacher time, or ``pinned``.
+        off_grid: knots may stand between the teacher's times, for hosts that take any time.
         max_batch: rows per model call; None: the number of samples.
         velocity_bytes: memory for the velocities of a step; more are streamed.
         progress: show a progress bar.
@@ -170,28 +224,90 @@ def search(
     """
     budgets = check_budgets(steps, trajectory.steps)
     objective = make_objective(scope, reduce, aggregate, start)
+    planned = make_plan(quality, scope, trajectory.steps, budgets, start, budget, off_grid)
     trajectory.check_model(model)
     begin, samples = time.perf_counter(), trajectory.samples
     if trajectory.states.is_cuda:
         torch.cuda.reset_peak_memory_stats(trajectory.states.device)
-    planned = dp.evaluations(trajectory.steps, budgets[-1], start) * samples
-    with progress_bar("search", planned, progress) as bar:
-        evaluator = Evaluator(model, samples, max_batch, bar.update)
-        table = dp.run(
-            evaluator,
-            trajectory,
-            budgets[-1],
-            reduce=objective.reduce,
-            start=start,
-            velocity_bytes=velocity_bytes,
-        )
-    return SearchResult(
+    table, block, rows = None, max_batch or samples, 0
+    if planned.table:
+        with progress_bar("search", planned.table * samples, progress) as bar:
+            evaluator = Evaluator(model, samples, max_batch, bar.update)
+            table = dp.run(
+                evaluator,
+                trajectory,
+                budgets[-1],
+                reduce=objective.reduce,
+                start=start,
+                velocity_bytes=velocity_bytes,
+            )
+        block, rows = evaluator.block, evaluator.nfe
+    result = SearchResult(
         trajectory=trajectory,
         objective=objective,
         steps=tuple(budgets),
+        plan=planned,
         table=table,
-        nfe=evaluator.nfe // samples,
-        block=evaluator.block,
+        nfe=rows // samples,
+        block=block,
         seconds=time.perf_counter() - begin,
         peak_bytes=peak_memory(trajectory.states.device),
     )
+    if not planned.refine:
+        return result
+    refined = {
+        k: refine(
+            model,
+            trajectory,
+            _starts(model, result, k),
+            reduce=objective.reduce,
+            start=start,
+            budget=nfe,
+            validation=0.25 if samples >= LEAST_SPLIT else 0,
+            off_grid=off_grid,
+            max_batch=max_batch,
+            progress=progress,
+        )
+        for k, nfe in planned.refine.items()
+    }
+    return replace(
+        result,
+        refined=refined,
+        nfe=result.nfe + math.ceil(sum(found.nfe for found in refined.values())),
+        seconds=time.perf_counter() - begin,
+        peak_bytes=peak_memory(trajectory.states.device),
+    )
+
+
+def make_plan(
+    quality: str | None,
+    scope: str,
+    teacher_steps: int,
+    budgets: Sequence[int],
+    start: str,
+    budget: int | None,
+    off_grid: bool,
+) -> Plan:
+    """The plan that the options of ``search`` describe; ``ValueError`` on a contradiction."""
+    quality = quality or ("balanced" if scope == "joint" else "paper")
+    if scope != "joint" and quality != "paper":
+        raise ValueError(f"quality: expected 'paper' with scope {scope!r}, got {quality!r}")
+    if off_grid and quality == "paper":
+        raise ValueError("off_grid: expected a quality that refines, got 'paper'")
+    return plan(quality, teacher_steps, budgets, start, budget)
+
+
+def _starts(model: Model, result: SearchResult, steps: int) -> list[Schedule]:
+    """Where the refinement of a budget begins."""
+    trajectory, pinned = result.trajectory, result.objective.start == "pinned"
+    starts = [result.schedule(steps)] if result.table is not None else []
+    calibration = baselines.Calibration(model, trajectory, steps)
+    for name in STARTS[result.plan.quality]:
+        try:
+            made = baselines.BASELINES[name].make(calibration, steps)
+        except baselines.UnableError:
+            continue
+        rows = trajectory.nearest_rows(made.times)
+        if not pinned or rows[0] == trajectory.steps:
+            starts.append(trajectory.schedule(rows, method=name))
+    return starts

@@ -18,6 +18,17 @@ from oss_ext.progress import progress_bar
 from oss_ext.schedule import Schedule
 
 
+def in_order(values: Sequence[float], top: int) -> tuple[int, ...]:
+    """The nearest whole rows to ``values``, moved apart where they do not descend strictly from at
+    most ``top`` to at least 1; there must be room."""
+    rows = [min(max(round(value), 1), top) for value in values]
+    for k in range(len(rows) - 1, -1, -1):  # room for those below
+        rows[k] = max(rows[k], rows[k + 1] + 1 if k + 1 < len(rows) else 1)
+    for k in range(len(rows)):  # and for those above
+        rows[k] = min(rows[k], rows[k - 1] - 1 if k else top)
+    return tuple(rows)
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """States of a teacher run, index 0 the clean end.
@@ -92,6 +103,12 @@ class Trajectory:
             **self._origin(),
             **attributes,
         )
+
+    def nearest_rows(self, times: Sequence[float]) -> tuple[int, ...]:
+        """The rows nearest to descending ``times``, kept apart; the last is the clean end."""
+        wanted = torch.tensor(times[:-1], dtype=torch.float64)
+        rows = (self.times[:, None] - wanted).abs().argmin(dim=0).tolist()
+        return (*in_order(rows, self.steps), 0)
 
     def _origin(self) -> dict[str, Any]:
         """What a schedule says of the teacher it was made with."""

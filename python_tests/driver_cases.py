@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,3 +157,7 @@ def example_schedule(**changes: Any) -> oss.Schedule:
     return oss.Schedule.from_indices(
         [5, 3, 1, 0], [0, 0.1, 1 / 3, 0.4, 0.7, 1], **(attributes | changes)
     )
+
+
+paper_search = functools.partial(oss.search, quality="paper")
+"""Algorithm 1 alone."""

@@ -24,7 +24,7 @@ FLOORS = (
     ("teacher", "sampling"),
     ("dp",),
     ("refine", "evaluate"),
-    ("baselines",),
+    ("baselines", "plan"),
     ("search",),
     ("runs",),
     ("report",),

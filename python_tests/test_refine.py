@@ -17,6 +17,7 @@ from driver_cases import (
     each_seed,
     faulty,
     one_thread,  # noqa: F401
+    paper_search,
     random_case,
     random_mixture,
     random_times,
@@ -37,7 +38,7 @@ def error_of(model: Any, trajectory: oss.Trajectory, schedule: oss.Schedule, red
 
 
 def starts_of(model: Any, trajectory: oss.Trajectory, steps: int = STEPS) -> list[oss.Schedule]:
-    found = oss.search(model, trajectory, steps).schedule(steps)
+    found = paper_search(model, trajectory, steps).schedule(steps)
     return [found, oss.baselines.uniform(trajectory, steps)]
 
 
@@ -96,7 +97,7 @@ def test_exhaustive_search_is_the_best_of_all(reduce: str, start: str, seed: int
 @each_seed(2)
 def test_a_pinned_start_stays(seed: int) -> None:
     model, trajectory = random_case("mixture", seed, steps=14, samples=4)
-    pinned = oss.search(model, trajectory, STEPS, start="pinned").schedule(STEPS)
+    pinned = paper_search(model, trajectory, STEPS, start="pinned").schedule(STEPS)
     found = refine(model, trajectory, pinned, start="pinned", validation=0)
     assert found.schedule.indices is not None
     assert found.schedule.indices[0] == 14

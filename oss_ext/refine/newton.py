@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.refine.base import Race, Rows
+from oss_ext.teacher import in_order
 
 SECANT = 0.1
 """How far a knot is moved for its secant: this share of the room that it has."""
@@ -63,7 +64,7 @@ def _steps(
     while race.may_go_on() and failures < FAILURES and steps < STEPS:
         move = _step(residual, secants, damping, race.reduce)
         head, free = rows[: race.first], rows[race.first : -1]
-        moved = (*head, *_in_order([r + d for r, d in zip(free, move, strict=True)],
+        moved = (*head, *in_order([r + d for r, d in zip(free, move, strict=True)],
                                    (head[-1] if head else race.last_row + 1) - 1), 0)  # fmt: skip
         if moved in tried:
             damping, failures = 10 * damping, failures + 1
@@ -113,14 +114,3 @@ def _secant_step(rows: Rows, k: int, last_row: int) -> int:
     room = max(up, down)
     step = min(room, max(1, round(SECANT * room)))
     return step if up >= down else -step
-
-
-def _in_order(values: list[float], top: int) -> Rows:
-    """The nearest whole rows to ``values``, moved apart where they are not strictly descending
-    from at most ``top`` to at least 1."""
-    rows = [min(max(round(value), 1), top) for value in values]
-    for k in range(len(rows) - 1, -1, -1):  # room for those below
-        rows[k] = max(rows[k], rows[k + 1] + 1 if k + 1 < len(rows) else 1)
-    for k in range(len(rows)):  # and for those above
-        rows[k] = min(rows[k], rows[k - 1] - 1 if k else top)
-    return tuple(rows)
