@@ -185,7 +185,8 @@ def score_table(scores: Sequence[Score | Unable], against: str | None = None) ->
 
     Args:
         scores: of one ``compare``; names are cut where the figures need the room.
-        against: name of the score that the others' paired differences are from.
+        against: name of the score that the others' paired differences are from; ``{steps}`` in it
+            stands for the number of steps of the other.
 
     Raises:
         ValueError: no scores, scores of different samples, or no score ``against``.
@@ -195,8 +196,9 @@ def score_table(scores: Sequence[Score | Unable], against: str | None = None) ->
     judged = [score for score in scores if isinstance(score, Score)]
     if len({(len(s.mse), s.data_range) for s in judged}) > 1:
         raise ValueError("scores: expected those of one comparison, got several's")
-    baseline = {s.name: s for s in judged}.get(against) if against is not None else None
-    if against is not None and baseline is None:
+    by_name = {s.name: s for s in judged}
+    baselines = {s.name: by_name.get(_name_for(s, against)) for s in judged}
+    if against is not None and not any(baselines.values()):
         names = ", ".join(repr(s.name) for s in judged) or "none: no schedule was judged"
         raise ValueError(f"against: expected one of {names}, got {against!r}")
 
@@ -205,10 +207,11 @@ def score_table(scores: Sequence[Score | Unable], against: str | None = None) ->
     bottom = ["steps", "mean error", "PSNR", "decile", "evals"]
     if frechet:
         top, bottom = [*top, ""], [*bottom, "Frechet"]
-    if baseline is not None:
+    if against is not None:
         top, bottom = [*top, "paired"], [*bottom, "difference"]
     rows = [
-        _figures(s, frechet, baseline) if isinstance(s, Score) else [str(s.steps)] for s in scores
+        _figures(s, frechet, baselines[s.name]) if isinstance(s, Score) else [str(s.steps)]
+        for s in scores
     ]
     columns = zip_longest(top, bottom, *rows, fillvalue="")
     widths = [max(map(len, column)) for column in columns]
@@ -228,6 +231,11 @@ def score_table(scores: Sequence[Score | Unable], against: str | None = None) ->
     if judged:
         lines += _footer(len(judged[0].mse), judged[0].data_range, against)
     return "\n".join(lines)
+
+
+def _name_for(score: Score, against: str | None) -> str:
+    """Whom ``score`` is compared with."""
+    return (against or "").replace("{steps}", str(score.steps))
 
 
 def _figures(score: Score, frechet: bool, baseline: Score | None) -> list[str]:
@@ -269,7 +277,8 @@ def _footer(samples: int, data_range: float, against: str | None) -> list[str]:
         else "no intervals: they need two samples or more",
     ]
     if against is not None:
-        notes.append(f"paired difference: PSNR of the mean error above that of {against}")
+        whom = against.replace("{steps}", "of as many steps")
+        notes.append(f"paired difference: PSNR of the mean error above that of {whom}")
     return [line for note in notes for line in _wrapped(note)]
 
 

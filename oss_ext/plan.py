@@ -14,7 +14,7 @@ from oss_ext import arguments, dp
 SHARES = {"fast": 1 / 5, "balanced": 1 / 2, "best": 3.0}
 """Of the paper's evaluations for a budget, teacher included, that a quality spends at most."""
 
-QUALITIES = ("paper", *SHARES)
+QUALITIES = ("dp", *SHARES)
 LEAST_RUNS = 6
 """Runs of the student that a descent needs to be worth its name."""
 
@@ -55,7 +55,7 @@ def plan(
     """The plan of ``search(quality=...)``.
 
     Args:
-        quality: ``paper``: Algorithm 1 alone. ``fast`` and ``balanced``: refinement from closed
+        quality: ``dp``: Algorithm 1 alone. ``fast`` and ``balanced``: refinement from closed
             forms, with a fifth and half of the paper's evaluations. ``best``: the dynamic
             programme, then refinement from it and from the closed forms until no move helps, with
             three times the paper's evaluations at most.
@@ -71,7 +71,7 @@ def plan(
     if quality not in QUALITIES:
         raise ValueError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}")
     full = {k: dp.evaluations(teacher_steps, k, start) for k in budgets}
-    table = full[max(budgets)] if quality in ("paper", "best") else 0
+    table = full[max(budgets)] if quality in ("dp", "best") else 0
     refine, least = {}, {}
     if quality in SHARES:
         least = {k: LEAST_RUNS * k for k in budgets}

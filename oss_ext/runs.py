@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from oss_ext.files import replacing
@@ -40,6 +40,7 @@ class Contender:
         schedule: None where the method was unable.
         seconds: wall time of finding it, the teacher not included.
         note: why there is no schedule, or a remark.
+        file: where in the run folder its schedule is; by its name if empty.
     """
 
     name: str
@@ -48,6 +49,11 @@ class Contender:
     schedule: Schedule | None
     seconds: float = 0.0
     note: str = ""
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.file and self.schedule is not None:
+            object.__setattr__(self, "file", f"{SCHEDULES}/{file_name(self.name)}.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +102,16 @@ class Run:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder; what else is in it stays."""
         folder = Path(folder)
-        (folder / SCHEDULES).mkdir(parents=True, exist_ok=True)
+        files = [c.file for c in self.contenders if c.schedule is not None]
+        if len(set(files)) < len(files):
+            raise RunError(f"contenders: expected a file for each schedule, got {files}")
         contenders = []
         for contender in self.contenders:
             entry = {f.name: getattr(contender, f.name) for f in fields(contender)}
-            entry["schedule"] = None
+            del entry["schedule"]
             if contender.schedule is not None:
-                entry["schedule"] = f"{SCHEDULES}/{file_name(contender.name)}.json"
-                contender.schedule.save(folder / entry["schedule"])
+                (folder / contender.file).parent.mkdir(parents=True, exist_ok=True)
+                contender.schedule.save(folder / contender.file)
             contenders.append(entry)
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _PLAIN}
         arrays = {f"along/{name}": value for name, value in self.along.items()}
@@ -112,7 +120,8 @@ class Run:
         arrays |= {"mse": self.mse} if self.mse is not None else {}
         arrays |= {"table": self.table} if self.table is not None else {}
         with replacing(folder / ARRAYS) as temporary:
-            save_file({name: value.cpu().contiguous() for name, value in arrays.items()}, temporary)
+            tensors = {name: value.cpu().contiguous() for name, value in arrays.items()}
+            temporary.write_bytes(save(tensors))  # save_file hides its file from other users
         body = {"format": FORMAT, "format_version": FORMAT_VERSION, **plain}
         # Written last: a folder with a run.json is whole.
         with replacing(folder / RUN) as temporary:
@@ -175,8 +184,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _contender(folder: Path, entry: dict[str, Any]) -> Contender:
-    name = entry["schedule"]
-    return Contender(**entry | {"schedule": None if name is None else Schedule.load(folder / name)})
+    schedule = Schedule.load(folder / entry["file"]) if entry["file"] else None
+    return Contender(**entry, schedule=schedule)
 
 
 def _under(prefix: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:

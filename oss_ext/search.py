@@ -63,7 +63,7 @@ class SearchResult:
     def schedule(self, steps: int) -> Schedule:
         """The schedule of exactly ``steps`` steps for all samples.
 
-        Refined (``method`` says so) for the budgets asked for, unless the quality is ``paper``;
+        Refined (``method`` says so) for the budgets asked for, unless the quality is ``dp``;
         other budgets are those of the dynamic programme.
 
         Raises:
@@ -205,7 +205,7 @@ def search(
         model: the model the teacher was made with.
         trajectory: ``oss_ext.teacher(...)``.
         steps: a budget or several, each 1 to N.
-        quality: ``fast``, ``balanced`` (default) or ``best``, by what it may spend, or ``paper``:
+        quality: ``fast``, ``balanced`` (default) or ``best``, by what it may spend, or ``dp``:
             Algorithm 1 alone (the default of an instance search), one run of which serves all
             budgets up to the largest. ``oss_ext.plan`` says beforehand what each spends.
         budget: model evaluations per sample at most, the teacher's not counted.
@@ -289,11 +289,11 @@ def make_plan(
     off_grid: bool,
 ) -> Plan:
     """The plan that the options of ``search`` describe; ``ValueError`` on a contradiction."""
-    quality = quality or ("balanced" if scope == "joint" else "paper")
-    if scope != "joint" and quality != "paper":
-        raise ValueError(f"quality: expected 'paper' with scope {scope!r}, got {quality!r}")
-    if off_grid and quality == "paper":
-        raise ValueError("off_grid: expected a quality that refines, got 'paper'")
+    quality = quality or ("balanced" if scope == "joint" else "dp")
+    if scope != "joint" and quality != "dp":
+        raise ValueError(f"quality: expected 'dp' with scope {scope!r}, got {quality!r}")
+    if off_grid and quality == "dp":
+        raise ValueError("off_grid: expected a quality that refines, got 'dp'")
     return plan(quality, teacher_steps, budgets, start, budget)
 
 

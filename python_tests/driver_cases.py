@@ -159,5 +159,5 @@ def example_schedule(**changes: Any) -> oss.Schedule:
     )
 
 
-paper_search = functools.partial(oss.search, quality="paper")
+dp_search = functools.partial(oss.search, quality="dp")
 """Algorithm 1 alone."""

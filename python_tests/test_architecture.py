@@ -19,7 +19,7 @@ PACKAGE = "oss_ext"
 FLOORS = (
     ("version", "arguments", "files", "progress"),
     ("noise", "ops", "statistics", "distributed"),
-    ("schedule", "metrics", "hosts"),
+    ("schedule", "metrics", "hosts", "machine"),
     ("models", "solvers", "export", "presets"),
     ("teacher", "sampling"),
     ("dp",),
@@ -27,6 +27,7 @@ FLOORS = (
     ("baselines", "plan"),
     ("search",),
     ("runs",),
+    ("contest",),
     ("report",),
     ("__init__",),  # the public face
     ("cli",),

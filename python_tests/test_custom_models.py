@@ -13,9 +13,9 @@ from torch import Tensor
 import oss_ext as oss
 from driver_cases import (
     SHAPE,
+    dp_search,
     each_seed,
     one_thread,  # noqa: F401
-    paper_search,
     random_mixture,
 )
 from oss_ext.models import Model, from_callable
@@ -125,8 +125,8 @@ def test_the_teacher_is_the_same_in_all_coordinates(clothes: str, seed: int) -> 
 def test_the_search_finds_the_same_in_all_coordinates(clothes: str, seed: int) -> None:
     mixture = random_mixture(seed)
     model = dressed(mixture, clothes)
-    expected = paper_search(mixture, teacher_of(mixture, seed), [1, 2, 3, 4])
-    result = paper_search(model, teacher_of(model, seed), [1, 2, 3, 4])
+    expected = dp_search(mixture, teacher_of(mixture, seed), [1, 2, 3, 4])
+    result = dp_search(model, teacher_of(model, seed), [1, 2, 3, 4])
     for steps in (1, 2, 3, 4):
         assert result.schedule(steps).indices == expected.schedule(steps).indices
         assert result.cost(steps) == pytest.approx(expected.cost(steps), rel=1e-6)

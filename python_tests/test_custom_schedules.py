@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import oss_ext as oss
-from driver_cases import SHAPE, Network, one_thread, paper_search  # noqa: F401
+from driver_cases import SHAPE, Network, dp_search, one_thread  # noqa: F401
 from oss_ext.models import Model, from_callable
 from oss_ext.noise import (
     FlowPath,
@@ -210,7 +210,7 @@ def test_a_teacher_grid_that_the_network_does_not_know_is_refused(
 def searched(path: Path, predicts: str = "v", start: str = "pinned") -> oss.Schedule:
     model = model_on(path, predicts)
     trajectory = oss.teacher(model, model.noise(2, seed=0), steps=12)
-    return paper_search(model, trajectory, 4, start=start).schedule(4)
+    return dp_search(model, trajectory, 4, start=start).schedule(4)
 
 
 @each_path

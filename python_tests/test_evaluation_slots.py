@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import oss_ext as oss
-from driver_cases import SHAPE, Call, each_seed, paper_search, random_mixture, random_network
+from driver_cases import SHAPE, Call, dp_search, each_seed, random_mixture, random_network
 from oss_ext.models import Model
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 
@@ -153,7 +153,7 @@ def test_a_search_finds_what_it_finds_without_slots(slots: int, start: str, seed
     results = []
     for one in (model, plain):
         trajectory = oss.teacher(one, noise, steps=8, max_batch=slots)
-        result = paper_search(one, trajectory, steps=3, start=start, max_batch=slots)
+        result = dp_search(one, trajectory, steps=3, start=start, max_batch=slots)
         schedule = result.schedule(3)
         results.append((trajectory, result, schedule, oss.sample(one, noise, schedule)))
     (first, found, schedule, images), (other, expected, wanted, ours) = results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import oss_ext as oss
-from driver_cases import one_thread, paper_search, random_mixture  # noqa: F401
+from driver_cases import dp_search, one_thread, random_mixture  # noqa: F401
 from oss_ext.noise import GRIDS
 
 SEARCHED, HELD_OUT = 0, 1  # seeds of the noise
@@ -16,7 +16,7 @@ def scores(model: oss.models.Model, grid: str, steps: int, budget: int) -> tuple
     times = GRIDS[grid](model.path, steps)
     start = float(times[-1])
     teacher = oss.teacher(model, model.noise(4, SEARCHED, start=start), times=times)
-    found = paper_search(model, teacher, budget, reduce="mean").schedule(budget)
+    found = dp_search(model, teacher, budget, reduce="mean").schedule(budget)
     unseen = oss.teacher(model, model.noise(8, HELD_OUT, start=start), times=times)
     contest = {"uniform": oss.baselines.uniform(unseen, budget), "searched": found}
     uniform, searched = oss.compare(model, unseen, contest)

@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 import oss_ext as oss
-from driver_cases import each_seed, one_thread, paper_search  # noqa: F401
+from driver_cases import dp_search, each_seed, one_thread  # noqa: F401
 from oss_ext.models import from_pipeline
 from oss_ext.models.evaluation import Evaluator
 from pipeline_runs import Wrapped, first_state, of_items, own_latents, quiet, reloaded
@@ -56,7 +56,7 @@ def searched(
     case = reloaded(made, Path(tmp_path_factory.mktemp(request.param)))
     model = from_pipeline(case.pipe, **case.call, num_inference_steps=TEACHER_STEPS)
     trajectory = oss.teacher(model, model.noise(PROMPTS, seed=0), steps=TEACHER_STEPS)
-    schedule = paper_search(model, trajectory, steps=4, start="free").schedule(4)
+    schedule = dp_search(model, trajectory, steps=4, start="free").schedule(4)
     yield Searched(request.param, made, case, model, trajectory, schedule)
     model.close()
 
@@ -307,7 +307,7 @@ def test_a_network_may_be_wrapped_in_something_that_is_no_module(name: str) -> N
     plain, model = (from_pipeline(p, **case.call) for p in (case.pipe, pipe))
     x = states(plain, 2, 5)
     assert torch.equal(velocities(model, x), velocities(plain, x))
-    schedule = paper_search(model, oss.teacher(model, x, steps=4), steps=2).schedule(2)
+    schedule = dp_search(model, oss.teacher(model, x, steps=4), steps=2).schedule(2)
     promised = oss.sample(model, x, schedule)
     with oss.export.attach(schedule, pipe):
         got = own_latents(pipe, case.call | {"latents": x})

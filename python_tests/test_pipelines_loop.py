@@ -19,7 +19,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import oss_ext as oss
-from driver_cases import one_thread, paper_search  # noqa: F401
+from driver_cases import dp_search, one_thread  # noqa: F401
 from oss_ext.models import from_pipeline
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.pipeline import _close_all
@@ -125,7 +125,7 @@ def test_the_pipeline_is_left_as_it_was_found(name: str) -> None:
     model = from_pipeline(case.pipe, **case.call, num_inference_steps=6)
     assert_untouched(before, case.pipe)
     trajectory = oss.teacher(model, model.noise(3, 0), steps=6)
-    schedule = paper_search(model, trajectory, steps=2).schedule(2)
+    schedule = dp_search(model, trajectory, steps=2).schedule(2)
     assert_untouched(before, case.pipe)
     with oss.export.attach(schedule, case.pipe):
         pass

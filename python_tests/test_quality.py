@@ -9,10 +9,10 @@ import pytest
 
 import oss_ext as oss
 from driver_cases import (
+    dp_search,
     each_family,
     each_seed,
     one_thread,  # noqa: F401
-    paper_search,
     random_case,
 )
 from oss_ext import dp
@@ -32,10 +32,10 @@ def error_of(model: Any, trajectory: oss.Trajectory, schedule: oss.Schedule) -> 
 # --- the plan -----------------------------------------------------------------------------------
 
 
-def test_the_paper_spends_its_dynamic_programme() -> None:
-    made = plan("paper", 200, [5, 10])
+def test_the_dynamic_programme_alone_spends_what_the_paper_does() -> None:
+    made = plan("dp", 200, [5, 10])
     assert (made.table, made.refine, made.nfe) == (1955, {}, 1955)
-    assert plan("paper", 200, [5, 10], "pinned").nfe == dp.evaluations(200, 10, "pinned")
+    assert plan("dp", 200, [5, 10], "pinned").nfe == dp.evaluations(200, 10, "pinned")
 
 
 @pytest.mark.parametrize(
@@ -77,18 +77,18 @@ def test_a_plan_says_where_evaluations_go() -> None:
     assert str(plan("fast", 200, [5, 10])) == (
         "fast: at most 269 evaluations per sample (38 to refine 5 steps, 231 to refine 10 steps)"
     )
-    assert str(plan("paper", 200, [10])) == (
-        "paper: 1955 evaluations per sample (1955 for the dynamic programme)"
+    assert str(plan("dp", 200, [10])) == (
+        "dp: 1955 evaluations per sample (1955 for the dynamic programme)"
     )
 
 
 @pytest.mark.parametrize("quality", ["", "quick", None, 3])
 def test_unknown_qualities_are_refused_with_the_known_ones(quality: Any) -> None:
-    with pytest.raises(ValueError, match=r"^quality: expected one of paper, fast, .*, got"):
+    with pytest.raises(ValueError, match=r"^quality: expected one of dp, fast, .*, got"):
         plan(quality, 200, [5])
 
 
-@pytest.mark.parametrize(("quality", "needed"), [("fast", 30), ("best", 1020), ("paper", 990)])
+@pytest.mark.parametrize(("quality", "needed"), [("fast", 30), ("best", 1020), ("dp", 990)])
 def test_a_budget_that_pays_for_nothing_is_refused(quality: str, needed: int) -> None:
     assert plan(quality, 200, [5], budget=needed).nfe == needed
     with pytest.raises(
@@ -132,14 +132,14 @@ def test_it_is_never_worse_than_uniform_steps(quality: str, family: str, seed: i
 def test_the_best_is_never_worse_than_the_dynamic_programme(seed: int) -> None:
     model, trajectory = random_case("mixture", seed, steps=30, samples=4)
     best = oss.search(model, trajectory, 4, quality="best").schedule(4)
-    paper = paper_search(model, trajectory, 4).schedule(4)
+    paper = dp_search(model, trajectory, 4).schedule(4)
     assert error_of(model, trajectory, best) <= error_of(model, trajectory, paper) * (1 + 1e-9)
 
 
 def test_other_budgets_of_the_best_are_the_tables_and_say_so() -> None:
     model, trajectory = random_case("mixture", 0, steps=20, samples=3)
     result = oss.search(model, trajectory, [2, 5], quality="best")
-    table = paper_search(model, trajectory, 5)
+    table = dp_search(model, trajectory, 5)
     for steps in (1, 3, 4):
         assert result.schedule(steps).method == "oss"
         assert result.schedule(steps).indices == table.schedule(steps).indices
@@ -156,10 +156,10 @@ def test_without_a_table_other_budgets_are_refused(quality: str) -> None:
             ask(3)
 
 
-def test_balanced_is_the_default_and_the_paper_of_an_instance_search() -> None:
+def test_balanced_is_the_default_and_the_programme_alone_of_an_instance_search() -> None:
     model, trajectory = random_case("mixture", 0, steps=20, samples=3)
     assert oss.search(model, trajectory, 2).plan.quality == "balanced"
-    assert oss.search(model, trajectory, 2, scope="instance").plan.quality == "paper"
+    assert oss.search(model, trajectory, 2, scope="instance").plan.quality == "dp"
 
 
 @pytest.mark.parametrize("steps", [1, 6])
@@ -212,8 +212,8 @@ def test_the_result_is_the_same_again() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quality": "fast", "scope": "instance"}, "quality: expected 'paper' with scope"),
-        ({"quality": "paper", "off_grid": True}, "off_grid: expected a quality that refines"),
+        ({"quality": "fast", "scope": "instance"}, "quality: expected 'dp' with scope"),
+        ({"quality": "dp", "off_grid": True}, "off_grid: expected a quality that refines"),
         ({"budget": 5}, "budget: expected at least 12 "),
         ({"budget": 0}, "budget: expected at least 1"),
         ({"budget": 2.5}, "budget: expected a whole number"),

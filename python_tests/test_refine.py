@@ -13,11 +13,11 @@ from torch import Tensor
 import oss_ext as oss
 from driver_cases import (
     SAMPLES,
+    dp_search,
     each_family,
     each_seed,
     faulty,
     one_thread,  # noqa: F401
-    paper_search,
     random_case,
     random_mixture,
     random_times,
@@ -38,7 +38,7 @@ def error_of(model: Any, trajectory: oss.Trajectory, schedule: oss.Schedule, red
 
 
 def starts_of(model: Any, trajectory: oss.Trajectory, steps: int = STEPS) -> list[oss.Schedule]:
-    found = paper_search(model, trajectory, steps).schedule(steps)
+    found = dp_search(model, trajectory, steps).schedule(steps)
     return [found, oss.baselines.uniform(trajectory, steps)]
 
 
@@ -97,7 +97,7 @@ def test_exhaustive_search_is_the_best_of_all(reduce: str, start: str, seed: int
 @each_seed(2)
 def test_a_pinned_start_stays(seed: int) -> None:
     model, trajectory = random_case("mixture", seed, steps=14, samples=4)
-    pinned = paper_search(model, trajectory, STEPS, start="pinned").schedule(STEPS)
+    pinned = dp_search(model, trajectory, STEPS, start="pinned").schedule(STEPS)
     found = refine(model, trajectory, pinned, start="pinned", validation=0)
     assert found.schedule.indices is not None
     assert found.schedule.indices[0] == 14

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import oss_ext as oss
-from driver_cases import each_family, each_seed, example_schedule, paper_search, random_case
+from driver_cases import dp_search, each_family, each_seed, example_schedule, random_case
 from noise_cases import EXAMPLES
 from oss_ext import Schedule, ScheduleError
 from oss_ext.noise import VPPath
@@ -25,7 +25,7 @@ STEPS = 4
 def found(family: str, seed: int, start: str = "free") -> tuple[oss.models.Model, Any, Schedule]:
     """A random model, its teacher and a searched schedule."""
     model, trajectory = random_case(family, seed)
-    return model, trajectory, paper_search(model, trajectory, STEPS, start=start).schedule(STEPS)
+    return model, trajectory, dp_search(model, trajectory, STEPS, start=start).schedule(STEPS)
 
 
 # --- cut ----------------------------------------------------------------------------------------

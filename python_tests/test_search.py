@@ -14,10 +14,10 @@ import oss_ext as oss
 from driver_cases import (
     SAMPLES,
     SHAPE,
+    dp_search,
     each_family,
     each_seed,
     one_thread,  # noqa: F401
-    paper_search,
     random_case,
     recorded,
 )
@@ -50,7 +50,7 @@ def test_a_joint_search_gives_one_schedule_per_budget(
     family: str, reduce: str | None, start: str, seed: int
 ) -> None:
     model, trajectory = random_case(family, seed)
-    result = paper_search(model, trajectory, [4, 2], reduce=reduce, start=start)
+    result = dp_search(model, trajectory, [4, 2], reduce=reduce, start=start)
     assert result.steps == (2, 4)
     for steps in range(1, 5):  # the budgets between come for free
         schedule = result.schedule(steps)
@@ -67,7 +67,7 @@ def test_a_joint_search_gives_one_schedule_per_budget(
 @each_seed(2)
 def test_an_instance_search_gives_every_sample_its_own(family: str, seed: int) -> None:
     model, trajectory = random_case(family, seed)
-    result = paper_search(model, trajectory, 3, scope="instance")
+    result = dp_search(model, trajectory, 3, scope="instance")
     schedules = result.schedules(3)
     assert len(schedules) == SAMPLES
     for sample, schedule in enumerate(schedules):
@@ -83,7 +83,7 @@ def test_an_instance_search_gives_every_sample_its_own(family: str, seed: int) -
 @each_seed(2)
 def test_instance_schedules_can_be_aggregated(aggregate: str, seed: int) -> None:
     model, trajectory = random_case("mixture", seed)
-    result = paper_search(model, trajectory, 3, scope="instance", aggregate=aggregate)
+    result = dp_search(model, trajectory, 3, scope="instance", aggregate=aggregate)
     paths = [schedule.indices or () for schedule in result.schedules(3)]
     schedule = result.schedule(3)
     assert schedule.indices == aggregate_indices(paths, aggregate)
@@ -103,12 +103,12 @@ def test_one_step_is_the_best_for_the_chosen_mean(reduce: str, seed: int) -> Non
     )
     objective = errors if reduce == "mean" else errors.log()
     best = int(objective.mean(dim=1).argmin()) + 1
-    assert paper_search(model, trajectory, 1, reduce=reduce).schedule(1).indices == (best, 0)
+    assert dp_search(model, trajectory, 1, reduce=reduce).schedule(1).indices == (best, 0)
 
 
 def test_a_searched_schedule_carries_its_origin() -> None:
     model, trajectory = random_case("network", 1)
-    result = paper_search(model, trajectory, 3, start="pinned")
+    result = dp_search(model, trajectory, 3, start="pinned")
     schedule = result.schedule(3)
     assert (schedule.model, schedule.model_hash) == (model.name, model.fingerprint())
     assert (schedule.method, schedule.solver, schedule.path.name) == ("oss", "euler", "flow")
@@ -121,14 +121,14 @@ def test_a_searched_schedule_carries_its_origin() -> None:
 
 def test_more_budgets_change_no_schedule() -> None:
     model, trajectory = random_case("mixture", 5)
-    alone = paper_search(model, trajectory, 2).schedule(2)
-    together = paper_search(model, trajectory, (2, 5, 5)).schedule(2)
+    alone = dp_search(model, trajectory, 2).schedule(2)
+    together = dp_search(model, trajectory, (2, 5, 5)).schedule(2)
     assert replace(together, search_nfe=alone.search_nfe) == alone
 
 
 def test_searching_twice_gives_the_same() -> None:
     model, trajectory = random_case("network", 6, dtype=torch.float32)
-    first, second = (paper_search(model, trajectory, 4) for _ in range(2))
+    first, second = (dp_search(model, trajectory, 4) for _ in range(2))
     assert first.schedule(4) == second.schedule(4)
     assert torch.equal(first.table.cost, second.table.cost)
 
@@ -137,18 +137,16 @@ def test_a_searched_schedule_beats_uniform_on_samples_it_has_not_seen() -> None:
     model = models.load("analytic", shape=[2, 4, 4], seed=3)
     trajectory = oss.teacher(model, model.noise(8, seed=0), 24)
     held_out = oss.teacher(model, model.noise(32, seed=1), 24)
-    found = paper_search(model, trajectory, 5).schedule(5)
+    found = dp_search(model, trajectory, 5).schedule(5)
     searched, plain = oss.compare(model, held_out, {"oss": found, "uniform": uniform(held_out, 5)})
     assert searched.mean_psnr > plain.mean_psnr + 1
 
 
 def test_the_summary_tells_what_was_spent_and_found() -> None:
     model, trajectory = random_case("mixture", 2)
-    result = paper_search(model, trajectory, [2, 3], max_batch=4)
+    result = dp_search(model, trajectory, [2, 3], max_batch=4)
     first, spent, *found = result.summary().splitlines()
-    assert (
-        first == "analytic: 3 samples, teacher 9 steps (euler), paper, joint, log_mean, free start"
-    )
+    assert first == "analytic: 3 samples, teacher 9 steps (euler), dp, joint, log_mean, free start"
     assert spent.startswith(
         "9 + 24 model evaluations per sample (teacher + search), in blocks of 4"
     )
@@ -161,7 +159,7 @@ def test_the_summary_tells_what_was_spent_and_found() -> None:
 
 def test_fewer_steps_that_cost_less_are_pointed_out() -> None:
     model, trajectory = random_case("mixture", 2)
-    result = with_costs(paper_search(model, trajectory, 2), [3.0, 1.0, 2.0, 1.5])
+    result = with_costs(dp_search(model, trajectory, 2), [3.0, 1.0, 2.0, 1.5])
     assert [result.cheaper(steps) for steps in (1, 2, 3, 4)] == [None, None, 2, 2]
     assert result.summary().endswith(" (2 steps cost less: 1.000e+00)")
 
@@ -170,7 +168,7 @@ def test_fewer_steps_that_cost_less_are_pointed_out() -> None:
 @pytest.mark.parametrize("ask", ["cost", "cheaper"])
 def test_costs_of_budgets_outside_the_table_are_refused(ask: str, steps: int) -> None:
     model, trajectory = random_case("mixture", 2)
-    result = paper_search(model, trajectory, 2)
+    result = dp_search(model, trajectory, 2)
     with pytest.raises(ValueError, match=f"^steps: expected 1 to 2, got {steps}"):
         getattr(result, ask)(steps)
 
@@ -179,7 +177,7 @@ def test_costs_of_budgets_outside_the_table_are_refused(ask: str, steps: int) ->
 @pytest.mark.parametrize("steps", [0, -1, 3])
 def test_schedules_of_budgets_outside_the_table_are_refused(scope: str, steps: int) -> None:
     model, trajectory = random_case("mixture", 2)
-    result = paper_search(model, trajectory, 2, scope=scope)
+    result = dp_search(model, trajectory, 2, scope=scope)
     with pytest.raises(ValueError, match=f"^steps: expected 1 to 2, got {steps}"):
         result.schedules(steps)
 
@@ -206,7 +204,7 @@ def test_schedules_of_budgets_outside_the_table_are_refused(scope: str, steps: i
 def test_steps_that_no_search_has_are_refused(steps: Any) -> None:
     model, trajectory = random_case("mixture", 0)
     with pytest.raises(ValueError, match=r"^steps: expected whole numbers from 1 to 9, got"):
-        paper_search(model, trajectory, steps)
+        dp_search(model, trajectory, steps)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +227,7 @@ def test_bad_options_are_refused_before_the_model_is_called(
     trajectory = oss.teacher(model, model.noise(1), 4)
     calls.clear()
     with pytest.raises(ValueError, match=message):
-        paper_search(model, trajectory, 2, **options)
+        dp_search(model, trajectory, 2, **options)
     assert calls == []
 
 
@@ -245,7 +243,7 @@ def test_another_model_than_the_teachers_is_refused() -> None:
     other, _ = random_case("network", 1)
     expected = f"^model: expected the teacher's, 'custom' with hash {model.fingerprint()}, got"
     with pytest.raises(ValueError, match=expected):
-        paper_search(other, trajectory, 2)
+        dp_search(other, trajectory, 2)
 
 
 def test_a_search_without_a_finite_path_names_step_time_and_sample() -> None:
@@ -258,9 +256,9 @@ def test_a_search_without_a_finite_path_names_step_time_and_sample() -> None:
     trajectory = oss.teacher(model, model.noise(2), 4)
     broken = True
     with pytest.raises(NonFiniteError, match=r"^step 1 .* batch: .* at t = 0.25 for sample 1$"):
-        paper_search(model, trajectory, 2)
+        dp_search(model, trajectory, 2)
     with pytest.raises(NonFiniteError, match=r"^step 1 .* sample 1: .* t = 0.25 for sample 1$"):
-        paper_search(model, trajectory, 2, scope="instance")
+        dp_search(model, trajectory, 2, scope="instance")
 
 
 def test_a_model_of_another_shape_during_the_search_is_an_error() -> None:
@@ -274,4 +272,4 @@ def test_a_model_of_another_shape_during_the_search_is_an_error() -> None:
     model = from_callable(velocity, SHAPE, name="mine")
     trajectory = oss.teacher(model, model.noise(2), 4)
     with pytest.raises(ValueError, match=r"^model 'mine' returned torch.float32 \(2, 3\)"):
-        paper_search(model, trajectory, 2)
+        dp_search(model, trajectory, 2)

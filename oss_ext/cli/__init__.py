@@ -7,7 +7,7 @@ import sys
 import click
 
 import oss_ext
-from oss_ext.cli import info, reports, schedules, search, students
+from oss_ext.cli import compare, info, reports, schedules, search, students
 
 INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
 
@@ -22,6 +22,8 @@ def cli() -> None:
     oss search --pipeline DIR --prompts prompts.txt --steps 8,10 --out schedules
     oss show schedules/digits-10.json
     oss compare schedules/digits-5.json schedules/digits-10.json
+    oss compare --model digits --steps 5,10 --methods all --out run
+    oss report run
     oss sample schedules/digits-10.json --out samples.png
     oss export schedules/digits-10.json --to comfyui
     """
@@ -31,7 +33,7 @@ for command in (
     search.search,
     students.sample,
     schedules.show,
-    students.compare,
+    compare.compare,
     reports.report,
     schedules.export_schedule,
     schedules.list_presets,

@@ -16,15 +16,12 @@ from oss_ext.cli.base import (
     model_options,
     quiet_option,
 )
-from oss_ext.refine import refine
+from oss_ext.plan import QUALITIES
 from oss_ext.report import plot_schedules
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS
-from oss_ext.search import check_budgets, make_objective
+from oss_ext.search import check_budgets, make_objective, make_plan
 from oss_ext.search import search as search_schedules
 from oss_ext.teacher import teacher as make_teacher
-
-LEAST_SPLIT = 8
-"""Samples from which on --refine leaves a quarter out, to check what it found."""
 
 
 @click.command()
@@ -53,11 +50,13 @@ LEAST_SPLIT = 8
               help="Keep to what this host can run: pinned start, whole timesteps.")  # fmt: skip
 @click.option("--shift", type=float, default=1.0, show_default=True,
               help="With --for: shift that the host applies to whole timesteps.")  # fmt: skip
-@click.option("--refine", "refined", is_flag=True,
-              help="Then descend on the true final error, from the searched and the uniform steps "
-              "(joint search).")  # fmt: skip
-@click.option("--refine-budget", type=click.IntRange(1),
-              help="Evaluations per sample of --refine. [default: until none helps]")  # fmt: skip
+@click.option("--quality", type=click.Choice(QUALITIES),
+              help="How much to spend: fast, balanced and best refine on the final error, dp is "
+              "Algorithm 1 alone. [default: balanced; dp for an instance search]")  # fmt: skip
+@click.option("--budget", type=click.IntRange(1),
+              help="Model evaluations per sample at most, the teacher's not counted.")  # fmt: skip
+@click.option("--off-grid", is_flag=True,
+              help="Steps may also stand between the teacher's times.")  # fmt: skip
 @batch_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="schedules",
               show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
@@ -76,8 +75,9 @@ def search(
     start: str | None,
     host: str | None,
     shift: float,
-    refined: bool,
-    refine_budget: int | None,
+    quality: str | None,
+    budget: int | None,
+    off_grid: bool,
     max_batch: int | None,
     out: Path,
     quiet: bool,
@@ -93,8 +93,7 @@ def search(
     # Whatever can be wrong is found before the teacher takes its time.
     check_budgets(steps, teacher_steps)
     make_objective(scope, reduce, aggregate, start or "free")
-    if refined and scope != "joint":
-        raise click.UsageError("--refine: expected a joint search, got instance")
+    make_plan(quality, scope, teacher_steps, steps, start or "free", budget, off_grid)
     check_writable(out)
     model = choice.load(model_name)
     times = (
@@ -111,47 +110,38 @@ def search(
     if len(times) - 1 < teacher_steps:
         click.echo(f"note: the teacher's grid has {len(times) - 1} steps", err=True)
     check_budgets(steps, len(times) - 1)
+    planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", budget, off_grid)
+    click.echo(f"teacher: {len(times) - 1} evaluations per sample; {planned}", err=True)
     initial = model.noise(samples, seed, start=float(times[-1]))
     trajectory = make_teacher(model, initial, times=times, max_batch=max_batch, progress=not quiet)
     result = search_schedules(
         model,
         trajectory,
         steps,
+        quality=quality,
+        budget=budget,
         scope=scope,
         reduce=reduce,
         aggregate=aggregate,
         start=start or "free",
+        off_grid=off_grid,
         max_batch=max_batch,
         progress=not quiet,
     )
     click.echo(result.summary())
     out.mkdir(parents=True, exist_ok=True)
     plotted, written = {}, 0
-    for budget in result.steps:
-        plotted[f"uniform {budget}"] = uniform(trajectory, budget)
+    for count in result.steps:
+        plotted[f"uniform {count}"] = uniform(trajectory, count)
         if scope == "instance" and aggregate is None:
-            for b, schedule in enumerate(result.schedules(budget)):
-                schedule.save(out / f"{model.name}-{budget}-{b}.json")
+            for b, schedule in enumerate(result.schedules(count)):
+                schedule.save(out / f"{model.name}-{count}-{b}.json")
                 written += 1
-                plotted[f"OSS {budget}, sample {b}"] = schedule
+                plotted[f"OSS {count}, sample {b}"] = schedule
             continue
-        schedule = result.schedule(budget)
-        plotted[f"OSS {budget}"] = schedule
-        if refined:
-            found = refine(
-                model,
-                trajectory,
-                [schedule, plotted[f"uniform {budget}"]],
-                reduce=result.objective.reduce,
-                start=result.objective.start,
-                budget=refine_budget,
-                validation=0.25 if samples >= LEAST_SPLIT else 0,
-                max_batch=max_batch,
-                progress=not quiet,
-            )
-            click.echo(found.summary())
-            schedule = plotted[f"refined {budget}"] = found.schedule
-        schedule.save(out / f"{model.name}-{budget}.json")
+        schedule = result.schedule(count)
+        plotted[f"{result.plan.quality} {count}"] = schedule
+        schedule.save(out / f"{model.name}-{count}.json")
         written += 1
     plot_schedules(plotted, out / "schedules.png")
     click.echo(f"wrote {written} schedules and schedules.png to {out}")

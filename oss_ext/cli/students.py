@@ -1,4 +1,4 @@
-"""``oss sample`` and ``oss compare``: run schedules and judge them."""
+"""``oss sample``: run a schedule."""
 
 from __future__ import annotations
 
@@ -10,29 +10,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from oss_ext.baselines import uniform
 from oss_ext.cli.base import (
     Choice,
     batch_option,
     check_images,
-    check_picture,
     check_writable,
     force_option,
     load_for,
     load_schedule,
     model_options,
     quiet_option,
-    schedules_argument,
 )
-from oss_ext.evaluate import compare as compare_schedules
-from oss_ext.evaluate import score_table
 from oss_ext.export import attach
 from oss_ext.files import replacing
 from oss_ext.models.pipeline import PipelineModel
 from oss_ext.report import is_picture_file, plot_samples
 from oss_ext.sampling import sample as sample_schedule
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import teacher as make_teacher
 
 
 @click.command()
@@ -96,62 +90,3 @@ def draw(model: PipelineModel, schedule: Schedule, samples: int, seed: int, forc
                 scale = 127.5 if pixels.dtype == torch.uint8 else 0.5
                 images.append((pixels / scale - 1).permute(2, 0, 1).float())
     return torch.stack(images[:samples])
-
-
-@click.command()
-@schedules_argument
-@model_options
-@click.option("--samples", type=click.IntRange(1), default=64, show_default=True,
-              help="Held-out samples.")  # fmt: skip
-@click.option("--seed", default=1, show_default=True,
-              help="Seed of the held-out noise; not the search's.")  # fmt: skip
-@batch_option
-@force_option
-@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False),
-              help="Also write teacher and students side by side (image models).")  # fmt: skip
-@quiet_option
-def compare(
-    schedule_files: tuple[str, ...],
-    choice: Choice,
-    samples: int,
-    seed: int,
-    max_batch: int | None,
-    force: bool,
-    picture: Path | None,
-    quiet: bool,
-) -> None:
-    """Held-out PSNR to the teacher: each SCHEDULE beside uniform spacing of as many steps.
-
-    A SCHEDULE is a file, or preset:NAME beside files: it is then judged by their teacher.
-    """
-    if picture is not None:
-        check_picture("--picture", picture)
-    loaded = [load_schedule(name) for name in schedule_files]
-    searched = [s for s in loaded if s.model_hash] or loaded[:1]
-    grids = {(s.teacher_times, s.teacher_solver) for s in searched}
-    if len(grids) > 1:
-        raise click.UsageError("the schedules have different teachers; compare them one by one")
-    model = load_for(loaded, choice, force)
-    if picture is not None:
-        check_images("--picture", model)
-    times, solver = grids.pop()
-    held_out = make_teacher(
-        model,
-        model.noise(samples, seed, start=times[-1]),
-        times=torch.tensor(times, dtype=torch.float64),
-        solver=solver,
-        max_batch=max_batch,
-        progress=not quiet,
-    )
-    contest = {f"uniform {s.steps}": uniform(held_out, s.steps) for s in loaded}
-    names = [Path(name).stem for name in schedule_files]
-    unique = len(set(names)) == len(names)
-    contest |= dict(zip(names if unique else schedule_files, loaded, strict=True))
-    contest = dict(sorted(contest.items(), key=lambda item: item[1].steps))
-    scores = compare_schedules(model, held_out, contest, max_batch=max_batch, progress=not quiet)
-    click.echo(score_table(scores))
-    if picture is not None:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        rows = {f"teacher {held_out.steps}": held_out.final}
-        plot_samples(rows | {score.name: score.images for score in scores}, picture)
-        click.echo(f"wrote {picture}")

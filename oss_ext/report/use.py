@@ -5,7 +5,7 @@ from __future__ import annotations
 from oss_ext import export
 from oss_ext.report.base import Judgement, Part, able, judged, looks, nearest
 from oss_ext.report.markup import Html, code, decibels, element, join, plural, tabs
-from oss_ext.runs import SCHEDULES, Contender, Run, file_name
+from oss_ext.runs import Contender, Run
 from oss_ext.schedule import Schedule
 
 PYTHON = """\
@@ -44,7 +44,7 @@ def _render(run: Run) -> Html | None:
 
 def _schedule(run: Run, number: int, c: Contender, score: Judgement | None, opened: bool) -> Html:
     assert c.schedule is not None
-    file = f"{SCHEDULES}/{file_name(c.name)}.json"
+    file = c.file
     known = "" if score is None else f" · {decibels(score.statistics.psnr_of_mean)} dB"
     summary = element(
         "summary", element("strong", c.name, class_=looks(run)[c.name].css),

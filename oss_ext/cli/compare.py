@@ -1,0 +1,219 @@
+"""``oss compare``: schedules and methods, judged on samples that no search has seen."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import click
+import torch
+
+from oss_ext import contest, noise
+from oss_ext.cli.base import (
+    Budgets,
+    Choice,
+    batch_option,
+    check_images,
+    check_picture,
+    check_writable,
+    force_option,
+    load_for,
+    load_schedule,
+    model_options,
+    quiet_option,
+)
+from oss_ext.evaluate import Score, score_table
+from oss_ext.machine import configuration
+from oss_ext.models import Model
+from oss_ext.report import plot_samples
+from oss_ext.runs import Contender, Run
+from oss_ext.schedule import Schedule
+from oss_ext.search import check_budgets, peak_memory
+from oss_ext.teacher import Trajectory
+from oss_ext.teacher import teacher as make_teacher
+
+REFERENCE = "uniform"
+"""Whom paired differences are from, and what stands beside schedules from files."""
+
+
+class Methods(click.ParamType):  # type: ignore[type-arg]
+    """Names such as ``uniform,balanced``, or ``all``."""
+
+    name = "all|NAME[,NAME...]"
+
+    def convert(self, value: object, param: object, ctx: object) -> list[str]:
+        names = list(contest.METHODS) if value == "all" else str(value).split(",")
+        return contest.check_methods(names)
+
+
+@click.command()
+@click.argument("schedule_files", metavar="[SCHEDULE]...", nargs=-1)
+@click.option("--methods", type=Methods(), default="",
+              help="Also make and judge these: all, or some of "
+              f"{', '.join(contest.METHODS)}.")  # fmt: skip
+@click.option("--model", "model_name", default="digits", show_default=True,
+              help="Model, where no SCHEDULE names it.")  # fmt: skip
+@model_options
+@click.option(
+    "--steps", type=Budgets(), help="Budgets of --methods. [default: the files', or 5,10]"
+)
+@click.option("--calibration", type=click.IntRange(1), default=16, show_default=True,
+              help="Samples that --methods may use.")  # fmt: skip
+@click.option("--calibration-seed", default=0, show_default=True, help="Seed of their noise.")
+@click.option("--teacher-steps", type=click.IntRange(1), default=200, show_default=True,
+              help="Of the teacher, where no SCHEDULE has one.")  # fmt: skip
+@click.option("--grid", type=click.Choice(list(noise.GRIDS)), default="own", show_default=True,
+              help="Its time grid.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(1), default=64, show_default=True,
+              help="Held-out samples.")  # fmt: skip
+@click.option("--seed", default=1, show_default=True,
+              help="Seed of the held-out noise; not the search's.")  # fmt: skip
+@click.option("--against", metavar="METHOD", help="Whom paired differences are from.")
+@batch_option
+@force_option
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False),
+              help="Also write teacher and students side by side (image models).")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+              help="Also write a run folder, from which `oss report` makes a page.")  # fmt: skip
+@quiet_option
+def compare(
+    schedule_files: tuple[str, ...],
+    methods: list[str],
+    model_name: str,
+    choice: Choice,
+    steps: list[int] | None,
+    calibration: int,
+    calibration_seed: int,
+    teacher_steps: int,
+    grid: str,
+    samples: int,
+    seed: int,
+    against: str | None,
+    max_batch: int | None,
+    force: bool,
+    picture: Path | None,
+    out: Path | None,
+    quiet: bool,
+) -> None:
+    """Held-out PSNR to the teacher: each SCHEDULE beside uniform spacing of as many steps.
+
+    A SCHEDULE is a file, or preset:NAME beside files: it is then judged by their teacher.
+    With --methods, rivals and searches are made and judged too.
+
+    \b
+    oss compare schedules/digits-10.json
+    oss compare --model digits --steps 5,10,20 --methods all --out runs/digits
+    """
+    if not schedule_files and not methods:
+        raise click.UsageError("expected a SCHEDULE or --methods")
+    if picture is not None:
+        check_picture("--picture", picture)
+    if out is not None:
+        check_writable(out)
+    loaded = [load_schedule(name) for name in schedule_files]
+    model, times, solver = _teacher_of(loaded, choice, force, model_name, grid, teacher_steps)
+    if picture is not None:
+        check_images("--picture", model)
+    budgets = check_budgets(steps or [s.steps for s in loaded] or [5, 10], len(times) - 1)
+
+    def teacher(count: int, noise_seed: int) -> Trajectory:
+        initial = model.noise(count, noise_seed, start=float(times[-1]))
+        return make_teacher(
+            model, initial, times=times, solver=solver, max_batch=max_batch, progress=not quiet
+        )
+
+    entries = _from_files(schedule_files, loaded)
+    made, searched = contest.Made(()), None
+    if methods:
+        searched = teacher(calibration, calibration_seed)
+        made = contest.make(
+            model, searched, budgets, methods, max_batch=max_batch, progress=not quiet,
+            on_method=lambda name: None if quiet else click.echo(f"making {name}", err=True),
+        )  # fmt: skip
+    held_out = teacher(samples, seed)
+    rivals = list(made.contenders)
+    known = {c.name for c in rivals}
+    for count in sorted({s.steps for s in loaded}):
+        name = f"{REFERENCE} {count}"
+        if name not in known:
+            schedule = contest.BASELINES[REFERENCE].make(
+                contest.Calibration(model, held_out, count), count
+            )
+            rivals.append(Contender(name, REFERENCE, count, schedule))
+    contenders = sorted([*rivals, *entries], key=lambda c: c.steps)
+    scores = contest.judge(model, held_out, contenders, max_batch=max_batch, progress=not quiet)
+    whom = against or (REFERENCE if any(c.method == REFERENCE for c in contenders) else None)
+    click.echo(score_table(scores, None if whom is None else f"{whom} {{steps}}"))
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        rows = {f"teacher {held_out.steps}": held_out.final}
+        plot_samples(rows | {s.name: s.images for s in scores if isinstance(s, Score)}, picture)
+        click.echo(f"wrote {picture}")
+    if out is not None:
+        _run_of(model, searched, held_out, made, contenders, scores).save(out)
+        click.echo(f"wrote {out}; `oss report {out}` makes a page of it")
+
+
+def _teacher_of(
+    loaded: list[Schedule],
+    choice: Choice,
+    force: bool,
+    model_name: str,
+    grid: str,
+    teacher_steps: int,
+) -> tuple[Model, torch.Tensor, str]:
+    """The model, and the teacher's times and solver: those of the schedules, if there are any."""
+    if not loaded:
+        model = choice.load(model_name)
+        own = model.times(teacher_steps) if grid == "own" else None
+        times = noise.GRIDS[grid](model.path, teacher_steps) if own is None else own
+        return model, times, "euler"
+    searched = [s for s in loaded if s.model_hash] or loaded[:1]
+    grids = {(s.teacher_times, s.teacher_solver) for s in searched}
+    if len(grids) > 1:
+        raise click.UsageError("the schedules have different teachers; compare them one by one")
+    times_, solver = grids.pop()
+    model = load_for(loaded, choice, force)
+    return model, torch.tensor(times_, dtype=torch.float64), solver
+
+
+def _from_files(names: tuple[str, ...], loaded: list[Schedule]) -> list[Contender]:
+    """Schedules from files by the stems of their names, in full where those repeat."""
+    stems = [Path(name).stem for name in names]
+    unique = stems if len(set(stems)) == len(stems) else list(names)
+    return [Contender(name, "file", s.steps, s) for name, s in zip(unique, loaded, strict=True)]
+
+
+def _run_of(
+    model: Model,
+    searched: Trajectory | None,
+    held_out: Trajectory,
+    made: contest.Made,
+    contenders: list[Contender],
+    scores: list[Score | contest.Unable],
+) -> Run:
+    """The run as data."""
+    nothing = torch.full((held_out.samples,), torch.nan, dtype=torch.float64)
+    judged = [score for score in scores if isinstance(score, Score)]
+    teacher = searched or held_out
+    return Run(
+        command="oss " + shlex.join(sys.argv[1:]),
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        machine={k: str(v) for k, v in configuration(model.device.type).items()},
+        model=model.name,
+        data_range=held_out.data_range,
+        teacher_steps=teacher.steps,
+        teacher_nfe=teacher.nfe,
+        teacher_seconds=teacher.seconds,
+        calibration=0 if searched is None else searched.samples,
+        held_out=held_out.samples,
+        peak_bytes=peak_memory(model.device),
+        contenders=tuple(contenders),
+        mse=torch.stack([s.mse if isinstance(s, Score) else nothing for s in scores]),
+        along={s.name: s.along for s in judged},
+        images={"teacher": held_out.final[: contest.SHOWN]} | {s.name: s.images for s in judged},
+        table=made.table,
+        spread=made.spread,
+    )

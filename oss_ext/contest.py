@@ -1,0 +1,149 @@
+"""Every way to choose steps, made on the same calibration samples and judged on the same others."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from oss_ext import dp
+from oss_ext.baselines import BASELINES, Calibration, UnableError
+from oss_ext.evaluate import Score, Unable, compare
+from oss_ext.models.base import Model
+from oss_ext.plan import QUALITIES
+from oss_ext.runs import Contender
+from oss_ext.search import check_budgets, search
+from oss_ext.teacher import Trajectory
+
+METHODS = (*BASELINES, *QUALITIES)
+"""Everything that can be compared: baselines, then the qualities of a search."""
+
+SHOWN = 8
+"""Samples whose final states are kept to be looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Contenders, and what making them has shown.
+
+    Attributes:
+        contenders: by budget, then in the order asked for.
+        table: cost of the joint dynamic programme, as ``Run`` has it; None if none was run.
+        spread: by number of steps, the rows of every sample's own search, as ``Run`` has them.
+    """
+
+    contenders: tuple[Contender, ...]
+    table: Tensor | None = None
+    spread: dict[int, Tensor] = field(default_factory=dict)
+
+
+def check_methods(methods: Sequence[str]) -> list[str]:
+    """``methods`` without repetitions; ``ValueError`` for one that is unknown or for none."""
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        raise ValueError(
+            f"methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}"
+        )
+    return list(dict.fromkeys(methods))
+
+
+def make(
+    model: Model,
+    trajectory: Trajectory,
+    steps: int | Sequence[int],
+    methods: Sequence[str] = METHODS,
+    *,
+    max_batch: int | None = None,
+    progress: bool = False,
+    on_method: Callable[[str], object] = lambda name: None,
+) -> Made:
+    """Schedules of every method for every budget; one that is unable is there without a schedule.
+
+    Args:
+        model: the model the teacher was made with.
+        trajectory: the calibration samples.
+        steps: a budget or several.
+        methods: names of ``METHODS``.
+        max_batch: rows per model call.
+        progress: show progress bars.
+        on_method: called with each contender's name before it is made.
+
+    Raises:
+        ValueError: bad arguments.
+        NonFiniteError: the model returned NaN or inf.
+    """
+    budgets = check_budgets(steps, trajectory.steps)
+    names = check_methods(methods)
+    calibration = Calibration(model, trajectory, budgets[-1], max_batch)
+    sharing = [name for name in names if name in BASELINES and BASELINES[name].uses_table]
+    begin = time.perf_counter()
+    spread = _spread(calibration, budgets) if sharing else {}
+    table_seconds = time.perf_counter() - begin
+    contenders, table = [], None
+    for budget, name in itertools.product(budgets, names):
+        contender = Contender(f"{name} {budget}", name, budget, None)
+        on_method(contender.name)
+        begin = time.perf_counter()
+        try:
+            if name in BASELINES:
+                schedule = BASELINES[name].make(calibration, budget)
+            else:
+                result = search(
+                    model, trajectory, budget, quality=name, max_batch=max_batch, progress=progress
+                )
+                schedule = result.schedule(budget)
+                table = _mean_cost(result.table) if result.table is not None else table
+        except UnableError as reason:
+            contenders.append(replace(contender, note=str(reason)))
+            continue
+        seconds = time.perf_counter() - begin
+        if name in sharing:  # its part of the table, which would have been enough for it
+            needed, made = (
+                dp.evaluations(trajectory.steps, k, "free") for k in (budget, budgets[-1])
+            )
+            seconds += table_seconds * needed / made
+        contenders.append(replace(contender, schedule=schedule, seconds=seconds))
+    return Made(tuple(contenders), table, spread)
+
+
+def judge(
+    model: Model,
+    held_out: Trajectory,
+    contenders: Sequence[Contender],
+    *,
+    features: Callable[[Tensor], Tensor] | None = None,
+    max_batch: int | None = None,
+    progress: bool = False,
+) -> list[Score | Unable]:
+    """Scores of ``contenders`` on samples that no search has used, in their order.
+
+    Of the final states only those of the first ``SHOWN`` samples are kept.
+
+    Raises:
+        ValueError: as ``compare``.
+    """
+    scores: list[Score | Unable] = []
+    for c in contenders:
+        if c.schedule is None:
+            scores.append(Unable(c.name, c.steps, c.note))
+            continue
+        (score,) = compare(
+            model, held_out, {c.name: c.schedule}, features=features, max_batch=max_batch,
+            progress=progress,
+        )  # fmt: skip
+        scores.append(replace(score, images=score.images[:SHOWN].clone()))
+    return scores
+
+
+def _mean_cost(table: dp.Table) -> Tensor:
+    """Geometric mean over the samples, ``[M, N + 1]``."""
+    return table.cost.double().log().mean(dim=2).exp()
+
+
+def _spread(calibration: Calibration, budgets: Sequence[int]) -> dict[int, Tensor]:
+    samples = range(calibration.trajectory.samples)
+    return {k: torch.tensor([calibration.table.backtrack(k, b) for b in samples]) for k in budgets}
