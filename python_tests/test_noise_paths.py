@@ -113,6 +113,16 @@ def test_the_networks_clock_is_strictly_monotone(path: Path, seed: int) -> None:
 
 @each_path
 @each_seed(1)
+def test_gradients_pass_through_the_networks_clock(path: Path, seed: int) -> None:
+    t = times_on(path, seed)[1:-2].requires_grad_()
+    (slope,) = torch.autograd.grad(path.model_times(t).sum(), t)
+    up, down = (t.detach() * factor for factor in (1 + 1e-8, 1 - 1e-8))
+    measured = (path.model_times(up) - path.model_times(down)) / (up - down)
+    assert float((slope / measured - 1).abs().median()) < 1e-5  # knots are kinks
+
+
+@each_path
+@each_seed(1)
 def test_a_path_survives_json(path: Path, seed: int) -> None:
     assert None not in path.to_dict().values()
     text = json.dumps(path.to_dict(), allow_nan=False)

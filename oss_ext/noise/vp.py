@@ -122,10 +122,12 @@ class VPPath(VariancePreserving):
 
     def model_times(self, t: Tensor) -> Tensor:
         t = self.within_span(t)
-        top = 2 * float(self._levels[-1])  # any level above the last is the last
-        level = t.logit().nan_to_num(posinf=top)
-        found = np.interp(level.cpu(), self._levels, np.arange(self.train_steps))
-        return torch.as_tensor(found, dtype=torch.float64, device=t.device)
+        known = self._levels.to(t.device)
+        level = t.double().logit().clamp(known[0], known[-1])
+        # In torch, so that gradients pass. Beyond the last timestep there is nothing to go on to.
+        slope = torch.cat([1 / known.diff(), torch.zeros_like(known[:1])])
+        below = torch.searchsorted(known, level.detach(), right=True) - 1
+        return below + slope[below] * (level - known[below])
 
     def flow_times(self, model_times: Tensor) -> Tensor:
         m = model_times.double()
