@@ -1,15 +1,27 @@
-"""Schedules that need no search."""
+"""What all baselines have in common, and the ones that the teacher's grid alone decides."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
 import oss_ext as oss
-from driver_cases import constant_velocity
-from oss_ext.baselines import BASELINES, Calibration, uniform
+from baseline_cases import KINDS, calibration_on, each_kind, model_on, teacher_on
+from driver_cases import constant_velocity, one_thread, random_mixture, recorded  # noqa: F401
+from noise_cases import EXAMPLES
+from oss_ext.baselines import BASELINES, Calibration, UnableError, uniform
+from oss_ext.baselines.base import schedule_through
+from oss_ext.noise import Path, VPPath
+
+STEPS = 4
+each_baseline = pytest.mark.parametrize("name", BASELINES)
+FREE = {"ddim-leading", "oss-median", "oss-mean"}  # to start below the teacher
+CLOCKWORK = {name for name in BASELINES if name not in {"gits", "oss-median", "oss-mean", "ld3"}}
 
 
 def teacher(steps: int) -> oss.Trajectory:
@@ -46,25 +58,106 @@ def test_uniform_fits_every_budget(teacher_steps: int) -> None:
         assert min(gaps) > 0
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_a_baseline_names_itself_and_claims_no_search(name: str) -> None:
-    model = constant_velocity(shape=(1,))
-    trajectory = oss.teacher(model, model.noise(1), 6)
-    calibration = Calibration(model, trajectory, most=3)
-    schedule = BASELINES[name].make(calibration, 3)
+@pytest.fixture(scope="module", params=KINDS)
+def calibration(request: pytest.FixtureRequest) -> Calibration:
+    return calibration_on(EXAMPLES[request.param], STEPS)
+
+
+@each_baseline
+def test_a_baseline_names_itself_and_claims_no_search(calibration: Calibration, name: str) -> None:
+    trajectory = calibration.trajectory
+    schedule = BASELINES[name].make(calibration, STEPS)
     assert (schedule.method, schedule.objective, schedule.cost) == (name, None, None)
-    assert schedule.steps == 3
     assert (schedule.model, schedule.model_hash) == (trajectory.model, trajectory.model_hash)
+    assert schedule.path == trajectory.path
     assert schedule.teacher_times == tuple(trajectory.times.tolist())
 
 
-@pytest.mark.parametrize("steps", [0, -1, 7])
-def test_a_budget_outside_1_to_n_is_refused(steps: int) -> None:
-    with pytest.raises(ValueError, match=f"^steps: expected 1 to 6.*, got {steps}"):
-        uniform(teacher(6), steps)
+@each_baseline
+@pytest.mark.parametrize("steps", [1, STEPS])
+def test_a_baseline_descends_from_the_teachers_start_to_its_end(
+    calibration: Calibration, name: str, steps: int
+) -> None:
+    trajectory = calibration.trajectory
+    schedule = BASELINES[name].make(calibration, steps)
+    assert schedule.steps == steps
+    assert schedule.times[-1] == float(trajectory.times[0])
+    start = float(trajectory.times[-1])
+    assert schedule.times[0] <= start if name in FREE else schedule.times[0] == start
+    images = oss.sample(calibration.model, trajectory.noise, schedule)  # the network knows them all
+    assert bool(images.isfinite().all())
 
 
-@pytest.mark.parametrize("steps", [True, 2.0, "2", None])
-def test_a_budget_is_a_whole_number(steps: Any) -> None:
-    with pytest.raises(ValueError, match=r"^steps: expected .*, got"):
-        uniform(teacher(6), steps)
+@each_baseline
+def test_search_nfe_is_what_was_spent(name: str) -> None:
+    model, calls = recorded(random_mixture(0))
+    calibration = Calibration(model, oss.teacher(model, model.noise(3), 9), most=3)
+    calls.clear()
+    schedule = BASELINES[name].make(calibration, 3)
+    spent = sum(len(call.x) for call in calls) / 3
+    if name in CLOCKWORK:
+        assert (schedule.search_nfe, spent) == (0, 0)
+    elif (
+        name == "ld3"
+    ):  # with a gradient check and 20 epochs of 3 evaluations, 2 of them twice more
+        assert spent == 3 + 2 * 3 + 20 * (3 + 3)
+        assert schedule.search_nfe == 9 + spent + 2 + 20 * 2 * 2
+    else:
+        assert schedule.search_nfe == 9 + spent
+
+
+@each_baseline
+@pytest.mark.parametrize("steps", [0, -1, 13, True, 2.0, "2", None])
+def test_a_budget_is_a_whole_number_from_1_to_n(name: str, steps: Any) -> None:
+    calibration = calibration_on(EXAMPLES["ve"], most=12)
+    with pytest.raises(ValueError, match=r"^steps: expected .*, got") as caught:
+        BASELINES[name].make(calibration, steps)
+    assert not isinstance(caught.value, UnableError)
+
+
+@each_baseline
+@pytest.mark.parametrize(
+    "path", [EXAMPLES["flow"], EXAMPLES["few_timesteps"]], ids=lambda p: p.name
+)
+def test_as_many_steps_as_the_teacher_has_are_served(name: str, path: Path) -> None:
+    model = model_on(path)
+    trajectory = oss.teacher(model, model.noise(1), 5)
+    calibration = Calibration(model, trajectory, 5)
+    assert BASELINES[name].make(calibration, 5).steps == 5
+    assert BASELINES[name].make(dataclasses.replace(calibration, most=1), 1).steps == 1
+
+
+@each_kind
+def test_times_out_of_reach_are_moved_to_the_end_of_it(path: Path) -> None:
+    trajectory = teacher_on(path)
+    first, last = path.span[0], float(trajectory.times[-1])
+    times = torch.tensor([2.0, 0.5, -1.0], dtype=torch.float64)
+    if first > 0:
+        found = schedule_through(trajectory, times, "x", pinned=False)
+        assert found.times == pytest.approx((last, 0.5, first, 0), rel=1e-12)
+    else:  # the clean end would be asked at
+        with pytest.raises(UnableError, match=r"^x: 3 steps need times that descend"):
+            schedule_through(trajectory, times, "x")
+
+
+def test_a_rounding_beside_a_row_is_the_row() -> None:
+    trajectory = teacher_on(VPPath())
+    times = trajectory.times.flip(0)[:-1] * (1 + 3e-16)
+    assert schedule_through(trajectory, times, "x").indices == tuple(range(12, -1, -1))
+    assert schedule_through(trajectory, times - 1e-6, "x").indices is None
+
+
+def test_a_pinned_start_is_the_teachers_whatever_the_first_time_is() -> None:
+    trajectory = teacher_on(VPPath())
+    times = torch.tensor([0.6, 0.5], dtype=torch.float64)
+    start = float(trajectory.times[-1])
+    assert schedule_through(trajectory, times, "x").times == (start, 0.5, 0)
+    assert schedule_through(trajectory, times, "x", pinned=False).times == (0.6, 0.5, 0)
+
+
+@pytest.mark.parametrize("again", [1.0, 0.5, math.nan])
+def test_times_that_repeat_are_refused(again: float) -> None:
+    trajectory = teacher_on(EXAMPLES["flow"])
+    times = torch.tensor([1.0, 0.5, again], dtype=torch.float64)
+    with pytest.raises(UnableError, match=r"^x: 3 steps need times that descend.*ask for fewer"):
+        schedule_through(trajectory, times, "x")

@@ -3,9 +3,43 @@
 from __future__ import annotations
 
 from oss_ext.baselines.base import Baseline, Calibration, UnableError
+from oss_ext.baselines.ddim import DDIM_LEADING, DDIM_TRAILING, ddim_leading, ddim_trailing
+from oss_ext.baselines.exponential import EXPONENTIAL, exponential
+from oss_ext.baselines.flow_shift import FLOW_SHIFT, flow_shift
+from oss_ext.baselines.karras import KARRAS, karras
+from oss_ext.baselines.logsnr import LOGSNR, logsnr
+from oss_ext.baselines.quadratic import QUADRATIC, quadratic
+from oss_ext.baselines.time_uniform import TIME_UNIFORM, time_uniform
 from oss_ext.baselines.uniform import UNIFORM, uniform
 
-__all__ = ["BASELINES", "Baseline", "Calibration", "UnableError", "uniform"]
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "Calibration",
+    "UnableError",
+    "ddim_leading",
+    "ddim_trailing",
+    "exponential",
+    "flow_shift",
+    "karras",
+    "logsnr",
+    "quadratic",
+    "time_uniform",
+    "uniform",
+]
 
-BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in (UNIFORM,)}
-"""Every baseline by name."""
+BASELINES: dict[str, Baseline] = {
+    baseline.name: baseline
+    for baseline in (
+        UNIFORM,
+        TIME_UNIFORM,
+        DDIM_LEADING,
+        DDIM_TRAILING,
+        QUADRATIC,
+        LOGSNR,
+        KARRAS,
+        EXPONENTIAL,
+        FLOW_SHIFT,
+    )
+}
+"""Every baseline by name: fixed spacings, published tables, then what looks at the model."""

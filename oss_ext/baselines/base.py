@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
 
 from oss_ext import arguments, dp
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
+from oss_ext.noise import VEPath
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import Trajectory
+
+SNAP = 1e-9
+"""How near a row of the teacher's grid a time is that row: further apart than roundings are."""
+
+EDM = VEPath()
+"""For its sigma, ``beta / alpha``, of which the highest stands in for pure noise."""
 
 
 class UnableError(ValueError):
@@ -59,3 +71,67 @@ class Baseline:
     name: str
     title: str
     make: Callable[[Calibration, int], Schedule]
+
+
+def schedule_through(
+    trajectory: Trajectory, times: Tensor, method: str, *, pinned: bool = True
+) -> Schedule:
+    """The schedule that asks the network at ``times`` and ends at the teacher's clean end.
+
+    Times beyond what the teacher spans, or its network knows, are moved to the end of that.
+
+    Args:
+        times: ``[steps]`` descending flow times, float64.
+        method: the baseline's name.
+        pinned: the first is the teacher's last time, whatever it is.
+
+    Raises:
+        UnableError: times that repeat or do not descend: there is no room for so many.
+    """
+    grid, (known, _) = trajectory.times, trajectory.path.span
+    times = times.clamp(known, float(grid[-1]))
+    if pinned:
+        times[0] = grid[-1]
+    # A rounding beside a row is that row, at which hosts have timesteps of their own.
+    distance, row = (grid - times[:, None]).abs().min(dim=1)
+    knots = [*torch.where(distance < SNAP, grid[row], times).tolist(), float(grid[0])]
+    if not all(high > low for high, low in pairwise(knots)):
+        raise UnableError(
+            f"{method}: {len(times)} steps need times that descend, between {knots[-1]:.6g} and "
+            f"{float(grid[-1]):.6g}, got {', '.join(f'{t:.6g}' for t in knots)}; ask for fewer"
+        )
+    return trajectory.schedule_at(knots, method=method)
+
+
+def even_rows(n: int, steps: int) -> list[int]:
+    """``floor(n k / steps + 1/2)`` for ``k = steps .. 0``: rows of a teacher with n steps."""
+    return [(2 * n * k + steps) // (2 * steps) for k in range(steps, -1, -1)]
+
+
+def levels(trajectory: Trajectory) -> tuple[float, float]:
+    """The lowest and the highest ``sigma = beta / alpha`` that the teacher asks its network at.
+
+    At equal signal-to-noise ratio, also on flow paths. Pure noise counts as EDM's highest sigma.
+    """
+    low, high = EDM.sigmas(trajectory.times[[1, -1]]).nan_to_num(posinf=EDM.sigma_max).tolist()
+    return low, high
+
+
+def even_lambdas(trajectory: Trajectory, steps: int) -> Tensor:
+    """``lambda = ln(alpha / beta)`` uniform over ``levels``, ``[steps + 1]`` float64 ascending."""
+    low, high = levels(trajectory)
+    return torch.linspace(-math.log(high), -math.log(low), steps + 1, dtype=torch.float64)
+
+
+def model_times_at(trajectory: Trajectory, fractions: Tensor) -> Tensor:
+    """Flow times by what the network is told: 0 at the clean end, 1 at the teacher's start.
+
+    A clean end that the network does not know counts as the least time that it does (timestep 0,
+    the least sigma).
+    """
+    path = trajectory.path
+    ends = trajectory.times[[0, -1]].clamp(min=path.span[0])
+    clean, noisy = path.model_times(ends)
+    told = clean + fractions * (noisy - clean)
+    # Rounding must not leave the network's range.
+    return path.flow_times(told.clamp(torch.minimum(clean, noisy), torch.maximum(clean, noisy)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oss_ext import arguments
-from oss_ext.baselines.base import Baseline
+from oss_ext.baselines.base import Baseline, even_rows
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import Trajectory
 
@@ -14,10 +14,8 @@ def uniform(trajectory: Trajectory, steps: int) -> Schedule:
     Raises:
         ValueError: ``steps`` not within 1 to N.
     """
-    n = trajectory.steps
-    steps = arguments.whole_number("steps", steps, most=n)
-    indices = [(2 * n * k + steps) // (2 * steps) for k in range(steps, -1, -1)]
-    return trajectory.schedule(indices, method="uniform")
+    steps = arguments.whole_number("steps", steps, most=trajectory.steps)
+    return trajectory.schedule(even_rows(trajectory.steps, steps), method="uniform")
 
 
 UNIFORM = Baseline(
