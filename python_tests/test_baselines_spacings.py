@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import oss_ext as oss
 from baseline_cases import model_on, teacher_on
 from noise_cases import EXAMPLES
+from oss_ext import presets
 from oss_ext.baselines import (
     UnableError,
+    ays,
     ddim_leading,
     ddim_trailing,
     exponential,
@@ -23,7 +27,7 @@ from oss_ext.baselines import (
     time_uniform,
     uniform,
 )
-from oss_ext.noise import FlowPath, VEPath, VPPath, flow_grid
+from oss_ext.noise import FlowPath, Path, VEPath, VPPath, flow_grid
 
 STEPS = 4
 LN_SIGMA_MIN, LN_SIGMA_MAX = math.log(0.002), math.log(80)
@@ -146,6 +150,53 @@ def test_flow_shift_is_the_formula_of_sd3() -> None:
     start = float(teacher_on(VEPath()).times[-1])
     found = flow_shift(teacher_on(VEPath()), 4).times
     assert found == approx(start, 0.9 * start, 0.75 * start, 0.5 * start, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(VPPath(), "sd1-ays-10"), (VEPath(0.002, 700.0, clock="log"), "svd-ays-10")],
+    ids=["vp", "ve"],
+)
+def test_ays_is_its_table_at_the_tables_own_budget(path: Path, name: str) -> None:
+    table = presets.load(name).schedule
+    found = ays(teacher_on(path), 10)
+    assert found.times == approx(*table.times)
+    assert ays(teacher_on(path), 5).times == approx(*table.times[:10:2], 0)
+
+
+def test_ays_for_stable_diffusion_has_the_published_timesteps() -> None:
+    found = ays(teacher_on(VPPath()), 10).timesteps
+    assert [round(t) for t in found] == [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
+    other = ays(teacher_on(VPPath()), 10, preset="sdxl-ays-10").timesteps
+    assert [round(t) for t in other] == [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]
+
+
+def test_ays_goes_between_its_entries_log_linearly_down_to_the_models_least_sigma() -> None:
+    sigma = [*presets.load("sd1-ays-10").schedule.sigmas[:-1], 0.0291675]  # timestep 0
+    found = ays(teacher_on(VPPath(), 20), 20)
+    between = [math.sqrt(high * low) for high, low in pairwise(sigma)]
+    expected = [value for pair in zip(sigma, between, strict=False) for value in pair]
+    assert log_sigmas(found) == pytest.approx(np.log(expected), abs=1e-5)
+
+
+def test_ays_on_a_flow_has_stable_diffusions_signal_to_noise_ratios() -> None:
+    vp, flow = (ays(teacher_on(path), 6).times for path in (VPPath(), FlowPath()))
+    assert flow[0] == 1.0
+    assert flow[1:] == approx(*vp[1:])
+
+
+def test_ays_is_cut_to_what_the_teacher_spans() -> None:
+    found = ays(teacher_on(VEPath()), 10)
+    assert found.sigmas[:3] == approx(80, 54.5, 15.886)
+    model = model_on(FlowPath())
+    short = oss.teacher(model, model.noise(1), times=torch.linspace(0, 0.5, 13))
+    with pytest.raises(UnableError, match=r"^ays: 10 steps need times that descend"):
+        ays(short, 10)
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^unknown preset 'sd9'"):
+        ays(teacher_on(VPPath()), 10, preset="sd9")
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, "7", None])

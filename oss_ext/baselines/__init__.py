@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oss_ext.baselines.ays import AYS, ays
 from oss_ext.baselines.base import Baseline, Calibration, UnableError
 from oss_ext.baselines.ddim import DDIM_LEADING, DDIM_TRAILING, ddim_leading, ddim_trailing
 from oss_ext.baselines.exponential import EXPONENTIAL, exponential
@@ -17,6 +18,7 @@ __all__ = [
     "Baseline",
     "Calibration",
     "UnableError",
+    "ays",
     "ddim_leading",
     "ddim_trailing",
     "exponential",
@@ -40,6 +42,7 @@ BASELINES: dict[str, Baseline] = {
         KARRAS,
         EXPONENTIAL,
         FLOW_SHIFT,
+        AYS,
     )
 }
 """Every baseline by name: fixed spacings, published tables, then what looks at the model."""
