@@ -5,6 +5,7 @@ from __future__ import annotations
 from oss_ext.baselines.ays import AYS, ays
 from oss_ext.baselines.base import Baseline, Calibration, UnableError
 from oss_ext.baselines.ddim import DDIM_LEADING, DDIM_TRAILING, ddim_leading, ddim_trailing
+from oss_ext.baselines.dm import DM, dm
 from oss_ext.baselines.exponential import EXPONENTIAL, exponential
 from oss_ext.baselines.flow_shift import FLOW_SHIFT, flow_shift
 from oss_ext.baselines.karras import KARRAS, karras
@@ -21,6 +22,7 @@ __all__ = [
     "ays",
     "ddim_leading",
     "ddim_trailing",
+    "dm",
     "exponential",
     "flow_shift",
     "karras",
@@ -43,6 +45,7 @@ BASELINES: dict[str, Baseline] = {
         EXPONENTIAL,
         FLOW_SHIFT,
         AYS,
+        DM,
     )
 }
 """Every baseline by name: fixed spacings, published tables, then what looks at the model."""
