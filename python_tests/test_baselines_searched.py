@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import math
@@ -10,18 +11,25 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import oss_ext as oss
-from baseline_cases import each_kind, model_on, teacher_on
+from baseline_cases import each_kind, model_on, random_calibration, teacher_on
 from driver_cases import (
+    each_seed,
     one_thread,  # noqa: F401
+    random_network,
+    random_times,
 )
 from oss_ext.baselines import (
     Calibration,
     UnableError,
     dm,
+    gits,
     logsnr,
 )
+from oss_ext.baselines.gits import COEFFICIENT, cheapest_path, deviation_costs
+from oss_ext.models.evaluation import Evaluator
 from oss_ext.noise import Path, VPPath
 
 dm_module = importlib.import_module(
@@ -109,3 +117,67 @@ def test_dm_says_that_it_needs_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(UnableError, match="needs SciPy: pip install scipy"):
         dm(calibration, 4)
+
+
+# --- gits -----------------------------------------------------------------------------------------
+
+
+def deviation(y: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Distance of ``y`` [B, D] from the line through ``first`` and ``last``."""
+    along = (first - last) / (first - last).norm(dim=1, keepdim=True)
+    offset = y - last
+    return (offset - (offset * along).sum(1, keepdim=True) * along).norm(dim=1)
+
+
+@each_seed(2)
+@pytest.mark.parametrize("last", [1.0, 0.98])
+def test_the_costs_of_gits_are_deviations_in_the_papers_coordinates(seed: int, last: float) -> None:
+    model = random_network(seed)
+    times = last * random_times(seed, 7)
+    trajectory = oss.teacher(model, model.noise(3, seed), times=times)
+    cost = deviation_costs(trajectory, Evaluator(model, 3))
+    # Pure noise is infinitely far in these coordinates: that nearly is enough for a direction.
+    scale = (1 - times.clamp(max=1 - 1e-9))[:, None, None]
+    y = trajectory.states.flatten(2) / scale
+    for i, j in itertools.product(range(8), range(8)):
+        if j >= i:
+            assert cost[i, j] == math.inf
+            continue
+        x, sample = trajectory.states[i], torch.arange(3)
+        velocity = model(x, times[i].expand(3), sample)
+        moved = (x + (times[j] - times[i]) * velocity).flatten(1) / scale[j]
+        added = deviation(moved, y[-1], y[0]) - deviation(y[j], y[-1], y[0])
+        assert float(cost[i, j]) == pytest.approx(float(added.mean()), rel=1e-6, abs=1e-7)
+
+
+@each_seed(3)
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("coefficient", [0.8, 1.0, 1.15])
+def test_gits_takes_the_cheapest_of_all_paths(seed: int, steps: int, coefficient: float) -> None:
+    cost = torch.randn(9, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    cost[torch.ones(9, 9).triu().bool()] = math.inf
+
+    def total(path: tuple[int, ...]) -> float:
+        pairs = itertools.pairwise(path)
+        return sum(coefficient**k * float(cost[i, j]) for k, (i, j) in enumerate(pairs))
+
+    inner = itertools.combinations(range(7, 0, -1), steps - 1)
+    best = min(((8, *rows, 0) for rows in inner), key=total)
+    assert tuple(cheapest_path(cost, steps, coefficient)) == best
+
+
+def test_gits_takes_the_nearest_of_equals() -> None:
+    cost = torch.zeros(7, 7, dtype=torch.float64)
+    cost[torch.ones(7, 7).triu().bool()] = math.inf
+    assert cheapest_path(cost, 3, COEFFICIENT) == [6, 5, 4, 0]
+
+
+@each_seed(2)
+def test_gits_knows_the_velocities_of_an_euler_teacher_only(seed: int) -> None:
+    calibration = random_calibration(seed)
+    trajectory = calibration.trajectory
+    other = dataclasses.replace(trajectory, solver="other")
+    evaluated = gits(dataclasses.replace(calibration, trajectory=other), 4)
+    known = gits(calibration, 4)
+    assert evaluated.indices == known.indices
+    assert (known.search_nfe, evaluated.search_nfe) == (trajectory.nfe, 2 * trajectory.nfe)

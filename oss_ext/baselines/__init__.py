@@ -8,6 +8,7 @@ from oss_ext.baselines.ddim import DDIM_LEADING, DDIM_TRAILING, ddim_leading, dd
 from oss_ext.baselines.dm import DM, dm
 from oss_ext.baselines.exponential import EXPONENTIAL, exponential
 from oss_ext.baselines.flow_shift import FLOW_SHIFT, flow_shift
+from oss_ext.baselines.gits import GITS, gits
 from oss_ext.baselines.karras import KARRAS, karras
 from oss_ext.baselines.logsnr import LOGSNR, logsnr
 from oss_ext.baselines.quadratic import QUADRATIC, quadratic
@@ -25,6 +26,7 @@ __all__ = [
     "dm",
     "exponential",
     "flow_shift",
+    "gits",
     "karras",
     "logsnr",
     "quadratic",
@@ -46,6 +48,7 @@ BASELINES: dict[str, Baseline] = {
         FLOW_SHIFT,
         AYS,
         DM,
+        GITS,
     )
 }
 """Every baseline by name: fixed spacings, published tables, then what looks at the model."""
