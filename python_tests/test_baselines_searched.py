@@ -27,8 +27,11 @@ from oss_ext.baselines import (
     dm,
     gits,
     logsnr,
+    oss_mean,
+    oss_median,
 )
 from oss_ext.baselines.gits import COEFFICIENT, cheapest_path, deviation_costs
+from oss_ext.baselines.oss import middle
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.noise import Path, VPPath
 
@@ -181,3 +184,52 @@ def test_gits_knows_the_velocities_of_an_euler_teacher_only(seed: int) -> None:
     known = gits(calibration, 4)
     assert evaluated.indices == known.indices
     assert (known.search_nfe, evaluated.search_nfe) == (trajectory.nfe, 2 * trajectory.nfe)
+
+
+# --- oss-median, oss-mean -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ([(9, 4, 0)], (9, 4, 0)),
+        ([(9, 4, 0), (8, 1, 0)], (8, 2, 0)),  # 8.5 and 2.5
+        ([(9, 4, 0), (6, 1, 0), (8, 3, 0)], (7, 2, 0)),  # the medians are 8 and 3
+        ([(9, 8, 0), (3, 2, 0), (7, 5, 0), (6, 1, 0)], (6, 3, 0)),  # 6.5 and 3.5
+    ],
+)
+def test_the_published_median(paths: list[tuple[int, ...]], expected: tuple[int, ...]) -> None:
+    assert middle(paths) == expected
+
+
+@each_seed(20)
+def test_the_published_median_of_descending_paths_descends(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    count = 1 + seed % 6
+    draws = (torch.randperm(12, generator=generator)[:9] + 1 for _ in range(count))
+    paths = [(*draw.sort(descending=True).values.tolist(), 0) for draw in draws]
+    found = middle(paths)
+    assert all(high > low for high, low in itertools.pairwise(found))
+
+
+@each_seed(2)
+def test_the_papers_schedules_are_averages_of_the_instance_search(seed: int) -> None:
+    calibration = random_calibration(seed)
+    result = oss.search(calibration.model, calibration.trajectory, 4, scope="instance",
+                        aggregate="mean")  # fmt: skip
+    spent = result.nfe + calibration.trajectory.nfe
+    for steps in range(1, 4):
+        paths = [schedule.indices for schedule in result.schedules(steps)]
+        assert oss_median(calibration, steps).indices == middle([p for p in paths if p])
+        assert oss_mean(calibration, steps).indices == result.schedule(steps).indices
+    assert oss_median(calibration, 4).search_nfe == oss_mean(calibration, 4).search_nfe == spent
+
+
+def test_all_budgets_share_one_search() -> None:
+    calibration = random_calibration(0)
+    table = calibration.table
+    oss_median(calibration, 2)
+    oss_mean(calibration, 4)
+    assert calibration.table is table
+    with pytest.raises(ValueError, match=r"^steps: expected 1 to 4"):
+        oss_mean(calibration, 5)

@@ -11,6 +11,7 @@ from oss_ext.baselines.flow_shift import FLOW_SHIFT, flow_shift
 from oss_ext.baselines.gits import GITS, gits
 from oss_ext.baselines.karras import KARRAS, karras
 from oss_ext.baselines.logsnr import LOGSNR, logsnr
+from oss_ext.baselines.oss import OSS_MEAN, OSS_MEDIAN, oss_mean, oss_median
 from oss_ext.baselines.quadratic import QUADRATIC, quadratic
 from oss_ext.baselines.time_uniform import TIME_UNIFORM, time_uniform
 from oss_ext.baselines.uniform import UNIFORM, uniform
@@ -29,6 +30,8 @@ __all__ = [
     "gits",
     "karras",
     "logsnr",
+    "oss_mean",
+    "oss_median",
     "quadratic",
     "time_uniform",
     "uniform",
@@ -49,6 +52,8 @@ BASELINES: dict[str, Baseline] = {
         AYS,
         DM,
         GITS,
+        OSS_MEDIAN,
+        OSS_MEAN,
     )
 }
 """Every baseline by name: fixed spacings, published tables, then what looks at the model."""
