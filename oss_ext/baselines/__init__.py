@@ -10,6 +10,7 @@ from oss_ext.baselines.exponential import EXPONENTIAL, exponential
 from oss_ext.baselines.flow_shift import FLOW_SHIFT, flow_shift
 from oss_ext.baselines.gits import GITS, gits
 from oss_ext.baselines.karras import KARRAS, karras
+from oss_ext.baselines.ld3 import LD3, ld3
 from oss_ext.baselines.logsnr import LOGSNR, logsnr
 from oss_ext.baselines.oss import OSS_MEAN, OSS_MEDIAN, oss_mean, oss_median
 from oss_ext.baselines.quadratic import QUADRATIC, quadratic
@@ -29,6 +30,7 @@ __all__ = [
     "flow_shift",
     "gits",
     "karras",
+    "ld3",
     "logsnr",
     "oss_mean",
     "oss_median",
@@ -54,6 +56,7 @@ BASELINES: dict[str, Baseline] = {
         GITS,
         OSS_MEDIAN,
         OSS_MEAN,
+        LD3,
     )
 }
 """Every baseline by name: fixed spacings, published tables, then what looks at the model."""
