@@ -28,8 +28,8 @@ from oss_ext.baselines.ld3_gradients import check_gradients, velocity
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule
 
-EPOCHS = 20
-BATCH = 4
+EPOCHS = 40
+BATCH = 2
 RATE = 0.1
 LEAST_GAP = 1e-6  # of flow time, at the start: a step of length zero would stay one
 
@@ -37,7 +37,7 @@ LEAST_GAP = 1e-6  # of flow time, at the start: a step of length zero would stay
 def ld3(calibration: Calibration, steps: int, epochs: int = EPOCHS, rate: float = RATE) -> Schedule:
     """Descend from the better of ``uniform`` and ``logsnr``; the best epoch by calibration error.
 
-    Adam's ``rate`` falls linearly to zero over the ``epochs``, of minibatches of 4 or as the model
+    Adam's ``rate`` falls linearly to zero over the ``epochs``, of minibatches of 2 or as the model
     is called. ``search_nfe`` counts the backward pass of an evaluation as two evaluations; the
     first step has none, for its inputs are constants.
 
