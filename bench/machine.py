@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 
 Call = Callable[[], tuple[Tensor, ...]]
 

@@ -66,11 +66,13 @@ class Baseline:
         make: ``make(calibration, steps)``, the schedule. Its ``search_nfe`` is what it costs to
             make this one schedule alone, the teacher's evaluations included if it looks at the
             teacher. Raises ``UnableError``.
+        uses_table: whether it reads ``Calibration.table``, which serves all budgets.
     """
 
     name: str
     title: str
     make: Callable[[Calibration, int], Schedule]
+    uses_table: bool = False
 
 
 def schedule_through(

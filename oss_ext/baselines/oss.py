@@ -60,8 +60,14 @@ def _averaged(
 
 
 OSS_MEDIAN = Baseline(
-    "oss-median", "Optimal Stepsize as published: the median of a path per sample", oss_median
+    "oss-median",
+    "Optimal Stepsize as published: the median of a path per sample",
+    oss_median,
+    uses_table=True,
 )
 OSS_MEAN = Baseline(
-    "oss-mean", "Optimal Stepsize as its paper has it: the mean of a path per sample", oss_mean
+    "oss-mean",
+    "Optimal Stepsize as its paper has it: the mean of a path per sample",
+    oss_mean,
+    uses_table=True,
 )

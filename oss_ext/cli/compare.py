@@ -11,6 +11,7 @@ import click
 import torch
 
 from oss_ext import contest, noise
+from oss_ext.baselines import uniform
 from oss_ext.cli.base import (
     Budgets,
     Choice,
@@ -24,7 +25,7 @@ from oss_ext.cli.base import (
     model_options,
     quiet_option,
 )
-from oss_ext.evaluate import Score, score_table
+from oss_ext.evaluate import Score, Unable, score_table
 from oss_ext.machine import configuration
 from oss_ext.models import Model
 from oss_ext.report import plot_samples
@@ -138,9 +139,7 @@ def compare(
     for count in sorted({s.steps for s in loaded}):
         name = f"{REFERENCE} {count}"
         if name not in known:
-            schedule = contest.BASELINES[REFERENCE].make(
-                contest.Calibration(model, held_out, count), count
-            )
+            schedule = uniform(held_out, count)
             rivals.append(Contender(name, REFERENCE, count, schedule))
     contenders = sorted([*rivals, *entries], key=lambda c: c.steps)
     scores = contest.judge(model, held_out, contenders, max_batch=max_batch, progress=not quiet)
@@ -192,7 +191,7 @@ def _run_of(
     held_out: Trajectory,
     made: contest.Made,
     contenders: list[Contender],
-    scores: list[Score | contest.Unable],
+    scores: list[Score | Unable],
 ) -> Run:
     """The run as data."""
     nothing = torch.full((held_out.samples,), torch.nan, dtype=torch.float64)
