@@ -133,7 +133,7 @@ class SearchResult:
             indices,
             objective=self.objective,
             cost=cost,
-            samples=self.trajectory.samples,
+            samples=self._table(len(indices) - 1).cost.shape[2],
             search_nfe=self.nfe + self.trajectory.nfe,
         )
 
@@ -229,13 +229,16 @@ def search(
     begin, samples = time.perf_counter(), trajectory.samples
     if trajectory.states.is_cuda:
         torch.cuda.reset_peak_memory_stats(trajectory.states.device)
-    table, block, rows = None, max_batch or samples, 0
+    # Refinement is checked on samples that nothing before it has seen.
+    validation = 0.25 if planned.refine and samples >= LEAST_SPLIT else 0.0
+    seen = trajectory.first(samples - int(validation * samples))
+    table, block, rows = None, max_batch or seen.samples, 0
     if planned.table:
-        with progress_bar("search", planned.table * samples, progress) as bar:
-            evaluator = Evaluator(model, samples, max_batch, bar.update)
+        with progress_bar("search", planned.table * seen.samples, progress) as bar:
+            evaluator = Evaluator(model, seen.samples, max_batch, bar.update)
             table = dp.run(
                 evaluator,
-                trajectory,
+                seen,
                 budgets[-1],
                 reduce=objective.reduce,
                 start=start,
@@ -248,7 +251,7 @@ def search(
         steps=tuple(budgets),
         plan=planned,
         table=table,
-        nfe=rows // samples,
+        nfe=math.ceil(rows / samples),
         block=block,
         seconds=time.perf_counter() - begin,
         peak_bytes=peak_memory(trajectory.states.device),
@@ -263,7 +266,7 @@ def search(
             reduce=objective.reduce,
             start=start,
             budget=nfe,
-            validation=0.25 if samples >= LEAST_SPLIT else 0,
+            validation=validation,
             off_grid=off_grid,
             max_batch=max_batch,
             progress=progress,

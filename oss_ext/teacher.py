@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,6 +74,10 @@ class Trajectory:
     def noise(self) -> Tensor:
         """The initial states ``[B, *dims]``."""
         return self.states[-1]
+
+    def first(self, samples: int) -> Trajectory:
+        """The same run of the first ``samples`` samples alone; views."""
+        return replace(self, states=self.states[:, :samples])
 
     def check_model(self, model: Model) -> None:
         """``ValueError`` unless ``model`` is the one that made this trajectory."""

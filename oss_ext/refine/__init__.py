@@ -109,11 +109,6 @@ def _first_scale(rows: Rows) -> int:
     return 1 << int(math.log2(max(1, rows[0] // (2 * len(rows)))))
 
 
-def _fine(rows: Rows) -> Rows:
-    """The same path counted in rows of the finer grid."""
-    return tuple(FINENESS * row for row in rows)
-
-
 def _check_starts(starts: Sequence[Schedule], trajectory: Trajectory) -> dict[Rows, Schedule]:
     """The starts by their rows; ``ValueError`` if they are not of a kind, on the one grid."""
     if not starts or not all(isinstance(s, Schedule) for s in starts):
@@ -158,8 +153,9 @@ def refine(
             time.
         budget: model evaluations per sample of the trajectory; None: until no move helps.
         descents: how many of the starts, the best first, to descend from.
-        validation: share of the samples that the descent does not see. If its result is worse on
-            them than the start, by more than their spread, the start is returned. 0: none.
+        validation: share of the samples that the descent does not see, nor should its starts have.
+            If its result is worse on them than another descent's or the start, by more than their
+            spread, that is returned. 0: none.
         off_grid: at last let knots stand between the teacher's times too, for hosts and models
             that take any time.
         max_batch: samples run at once; None: a quarter of them.
@@ -190,11 +186,12 @@ def refine(
             f"or 0, got {validation}"
         )
     descents = arguments.whole_number("descents", descents)
-    needed = steps * (len(by_rows) + 2)
+    checked = min(descents, len(by_rows)) + 1
+    needed = steps * (len(by_rows) + checked)
     if budget is not None and arguments.whole_number("budget", budget) < needed:
         raise ValueError(f"budget: expected {needed} or more, got {budget}")
     seen, unseen = range(samples - held), range(samples - held, samples)
-    limit = math.inf if budget is None else budget * samples - 2 * steps * held
+    limit = math.inf if budget is None else budget * samples - checked * steps * held
     with progress_bar("refine", 0 if budget is None else budget * samples, progress) as bar:
         group = math.ceil(len(seen) / GROUPS) if max_batch is None else max_batch
         evaluator = Evaluator(model, samples, group, bar.update)
@@ -204,22 +201,21 @@ def refine(
             ((runner.values(rows, seen, reduce), rows) for rows in by_rows),
             key=lambda item: float(item[0].mean()),
         )
-        start_score, start_rows = best_score, best_rows = paths[0]
-        for score, rows in paths[:descents]:
-            rows, score = descend(race, rows, score, _first_scale(rows))
-            if float(score.mean()) < float(best_score.mean()):
-                best_score, best_rows = score, rows
+        start_score, start_rows = paths[0]
+        ends = [descend(race, rows, score, _first_scale(rows)) for score, rows in paths[:descents]]
+        found = [*sorted(ends, key=lambda end: float(end[1].mean())), (start_rows, start_score)]
         trials = len(by_rows) + race.trials
         if off_grid and race.may_go_on():
-            start_rows, best_rows = (_fine(rows) for rows in (start_rows, best_rows))
             runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes, FINENESS)
             race = Race(runner, evaluator, seen, reduce=reduce, pinned=pinned, limit=limit)
-            best_rows, best_score = descend(race, best_rows, best_score, FINENESS // 2)
+            found = [(tuple(FINENESS * row for row in rows), score) for rows, score in found]
+            found[0] = descend(race, *found[0], FINENESS // 2)
             trials += race.trials
-        judged = (start_rows, best_rows) if held else ()
-        checks = [runner.values(rows, unseen, reduce) for rows in judged]
-        if checks and is_worse(checks[1] - checks[0]):
-            best_score, best_rows, checks[1] = start_score, start_rows, checks[0]
+        checks = [runner.values(rows, unseen, reduce) for rows, _ in found] if held else []
+        chosen = 0
+        for k in range(1, len(checks)):
+            chosen = k if is_worse(checks[chosen] - checks[k]) else chosen
+        best_rows, best_score = found[chosen]
         cost = float(runner.values(best_rows, seen, "mean").mean())
     begun = by_rows[paths[0][1]]
     # The teacher's own evaluations, and those of the searches that the starts came from.
@@ -238,8 +234,8 @@ def refine(
         start=begun,
         error=mean_error(best_score, reduce),
         start_error=mean_error(start_score, reduce),
-        validation=mean_error(checks[1], reduce) if checks else None,
-        start_validation=mean_error(checks[0], reduce) if checks else None,
+        validation=mean_error(checks[chosen], reduce) if checks else None,
+        start_validation=mean_error(checks[-1], reduce) if checks else None,
         trials=trials,
         nfe=evaluator.nfe / samples,
     )
