@@ -96,7 +96,7 @@ def make(
                     model, trajectory, budget, quality=name, max_batch=max_batch, progress=progress
                 )
                 schedule = result.schedule(budget)
-                table = _mean_cost(result.table) if result.table is not None else table
+                table = table if result.table is None else result.mean_cost()
         except UnableError as reason:
             contenders.append(replace(contender, note=str(reason)))
             continue
@@ -137,11 +137,6 @@ def judge(
         )  # fmt: skip
         scores.append(replace(score, images=score.images[:SHOWN].clone()))
     return scores
-
-
-def _mean_cost(table: dp.Table) -> Tensor:
-    """Geometric mean over the samples, ``[M, N + 1]``."""
-    return table.cost.double().log().mean(dim=2).exp()
 
 
 def _spread(calibration: Calibration, budgets: Sequence[int]) -> dict[int, Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from oss_ext import arguments, baselines, dp
 from oss_ext.models.base import Model
@@ -117,6 +118,10 @@ class SearchResult:
             final = final.log()
         best = int(final.mean(dim=1).argmin()) + 1
         return None if best == steps else best
+
+    def mean_cost(self) -> Tensor | None:
+        """Geometric mean of the table's costs over the samples, ``[M, N + 1]``."""
+        return None if self.table is None else self.table.cost.double().log().mean(dim=2).exp()
 
     def _table(self, steps: int) -> dp.Table:
         """The table, if it holds ``steps``."""

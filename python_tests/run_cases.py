@@ -58,7 +58,7 @@ def random_run(
             Contender(named(f"uniform {k}"), "uniform", k, on_grid(n, method="uniform")),
             Contender(named(f"karras {k}"), named("karras"), k, off_grid, 0.2, named("off grid")),
             Contender(named(f"gits {k}"), "gits", k, None, 0.0, named("needs more steps")),
-            Contender(named(f"oss {k}"), "oss", k, on_grid(n - 1, **searched), 8.1),
+            Contender(named(f"dp {k}"), "dp", k, on_grid(n - 1, **searched), 8.1),
             Contender(named(f"best {k}"), "best", k, on_grid(n, **searched), 30.9, named("slow")),
         ]
     able = [c for c in contenders if c.schedule is not None]

@@ -19,19 +19,22 @@ from driver_cases import (
 )
 from oss_ext import Schedule, __version__, cli, models, ops, sample
 
+RUN_FILES = {"run.json", "arrays.safetensors"}
+
 # --- what it does -------------------------------------------------------------------------------
 
 
 def test_search_writes_a_schedule_per_budget_and_a_plot(oss: Oss) -> None:
     outcome = oss("search", *TINY, "--steps=3,2", "--start=pinned", "--out=a/b")
     assert (outcome.code, outcome.err) == (0, "")
-    assert files("a/b") == {"analytic-2.json", "analytic-3.json", "schedules.png"}
+    assert files("a/b") == {"analytic-2.json", "analytic-3.json", "schedules.png", *RUN_FILES}
     for steps in (2, 3):
         schedule = Schedule.load(f"a/b/analytic-{steps}.json")
         assert (schedule.steps, schedule.samples, schedule.times[0]) == (steps, 3, 1.0)
         assert schedule.objective is not None
         assert schedule.objective.start == "pinned"
-    assert "analytic: 3 samples, teacher 8 steps (euler), joint, log_mean" in outcome.out
+    expected = "analytic: 3 samples, teacher 8 steps (euler), balanced, joint, log_mean, pinned"
+    assert expected in outcome.out
     assert "wrote 2 schedules and schedules.png to a/b" in outcome.out
 
 
@@ -43,10 +46,13 @@ def test_a_list_of_a_models_option_is_written_either_way(oss: Oss, shape: str) -
 def test_an_instance_search_writes_a_schedule_per_sample(oss: Oss) -> None:
     outcome = oss("search", *TINY, "--steps=2", "--scope=instance")
     assert outcome.code == 0
-    assert files("schedules") == {f"analytic-2-{b}.json" for b in range(3)} | {"schedules.png"}
+    assert files("schedules") == {f"analytic-2-{b}.json" for b in range(3)} | {
+        "schedules.png",
+        *RUN_FILES,
+    }
     outcome = oss("search", *TINY, "--steps=2", "--scope=instance", "--aggregate=mean", "--out=m")
     assert outcome.code == 0
-    assert files("m") == {"analytic-2.json", "schedules.png"}
+    assert files("m") == {"analytic-2.json", "schedules.png", *RUN_FILES}
     schedule = Schedule.load("m/analytic-2.json")
     assert schedule.objective is not None
     assert schedule.objective.aggregate == "mean"
@@ -77,8 +83,8 @@ def test_sample_writes_a_picture_or_tensors(oss: Oss, found: list[str]) -> None:
 def test_show_prints_every_schedule_and_plots_them(oss: Oss, found: list[str]) -> None:
     outcome = oss("show", *found, "--plot=plots/both.png")
     assert outcome.code == 0
-    assert outcome.out.startswith("2 steps, oss: joint, log_mean, free start")
-    assert "\n\n3 steps, oss: joint, log_mean, free start" in outcome.out
+    assert outcome.out.startswith("2 steps, refined: joint, log_mean, free start")
+    assert "\n\n3 steps, refined: joint, log_mean, free start" in outcome.out
     assert outcome.out.endswith("wrote plots/both.png\n")
     assert Path("plots/both.png").read_bytes().startswith(b"\x89PNG")
 
@@ -248,6 +254,9 @@ def test_a_bad_value_of_a_models_option_is_one_line(oss: Oss, option: str) -> No
         (["sample", "s.json", "--out=x.txt"], "expected a picture or a .safetensors file, got x.t"),
         (["show", "s.json", "--plot=x.txt"], "--plot: expected a picture such as x.png, got x.txt"),
         (["compare", "s.json", "--picture=x"], "--picture: expected a picture such as x.png, got "),
+        (["compare"], "expected a SCHEDULE or --methods"),
+        (["compare", "--methods=uniform,magic"], "expected some of uniform, "),
+        (["search", "--quality=quick"], "'quick' is not one of 'dp', 'fast', 'balanced', 'best'"),
         (["compare", "s.json", "other.json"], "different teachers"),
         (["compare", "s.json", "digits.json"], "belong to different models"),
     ],
@@ -297,7 +306,14 @@ cli.main()
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
-    long = ("--model=analytic", "--teacher-steps=400", "--steps=400", "--samples=16", "--quiet")
+    long = (
+        "--model=analytic",
+        "--quality=dp",
+        "--teacher-steps=400",
+        "--steps=400",
+        "--samples=16",
+        "--quiet",
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTIBLE, "search", *long],
         cwd=tmp_path,
@@ -317,18 +333,3 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     assert err.strip() == "interrupted"
     assert process.returncode == 130
     assert files(tmp_path) == set()
-
-
-def test_refinement_is_part_of_a_search_if_wanted(oss: Oss) -> None:
-    plain = oss("search", *TINY, "--steps=3", "--out=plain")
-    outcome = oss("search", *TINY, "--steps=3", "--refine", "--refine-budget=40", "--out=refined")
-    assert (plain.code, outcome.code) == (0, 0), outcome.err
-    assert "3 steps refined: error " in outcome.out
-    assert "wrote 1 schedules" in outcome.out
-    assert files("refined") == {"analytic-3.json", "schedules.png"}
-    assert Schedule.load("refined/analytic-3.json").method == "refined"
-
-
-def test_refinement_is_for_joint_searches(oss: Oss) -> None:
-    outcome = oss("search", *TINY, "--steps=3", "--scope=instance", "--refine")
-    assert_misused(outcome, "--refine: expected a joint search, got instance")

@@ -54,7 +54,8 @@ def test_a_pipeline_is_searched_compared_and_sampled(oss: Oss, pipeline: list[st
     assert search.code == 0, search.err
     assert "StableDiffusionPipeline: 3 samples, teacher 8 steps" in search.out
     names = [f"schedules/StableDiffusionPipeline-{k}.json" for k in (2, 3)]
-    assert files() == {*names, "schedules/schedules.png", "prompts.txt"}
+    run = {"schedules.png", "run.json", "arrays.safetensors"}
+    assert files() == {*names, *(f"schedules/{name}" for name in run), "prompts.txt"}
     schedule = Schedule.load(names[1])
     assert schedule.path.name == "vp"
     assert all(t == round(t) for t in schedule.timesteps)

@@ -115,7 +115,7 @@ def test_what_users_wrote_is_text(seed: int, tmp_path: Path) -> None:
     assert found.all("h1")[0].text == f"model {HOSTILE}"
     for name in ALL:
         if name != "overview":
-            assert f"oss 3 {HOSTILE}" in found.section(name)
+            assert f"dp 3 {HOSTILE}" in found.section(name)
     for text in ("device", "a machine", "2025-01-02 03:04:05", "oss compare --model model"):
         assert text in found.section("overview")
     assert f"needs more steps {HOSTILE}" in found.section("comparison")
@@ -153,7 +153,7 @@ def test_the_table_says_what_was_measured_and_why_not(seed: int) -> None:
 def test_without_judging_there_is_a_table_of_costs(seed: int) -> None:
     found = parsed(random_run(seed, **KINDS["no judging"]))
     assert "PSNR" not in found.section("comparison")
-    assert found.rows()[4] == "oss 33998.1"
+    assert found.rows()[4] == "dp 33998.1"
     assert found.of_class("tile") == []
 
 
@@ -203,7 +203,7 @@ def test_the_heat_map_shows_the_searched_paths(seed: int) -> None:
     found = parsed(run)
     titles = [e.text for e in found.all("title", "table")]
     for c in run.contenders:
-        indices = None if c.schedule is None or c.method != "oss" else c.schedule.indices
+        indices = None if c.schedule is None or c.method != "dp" else c.schedule.indices
         expected = [f"{c.name}, step {k}: row {row}" for k, row in enumerate(indices or ())]
         assert [title for title in titles if title.startswith(c.name + ",")] == expected
 
@@ -263,7 +263,7 @@ def test_colours_can_be_read() -> None:
 
     for block in (light, dark):
         colors = dict(re.findall(r"--(\w+): (#\w{6})", block))
-        for ink in ("ink", "muted", "oss", "fast", "balanced", "best", "rival"):
+        for ink in ("ink", "muted", "dp", "fast", "balanced", "best", "rival"):
             for ground in ("page", "raised", "sunken"):
                 low, high = sorted(luminance(colors[name]) for name in (ink, ground))
                 assert (high + 0.05) / (low + 0.05) >= 4.5, f"{ink} on {ground}: {colors}"

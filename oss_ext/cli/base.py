@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from oss_ext import models, presets
+from oss_ext.machine import configuration
 from oss_ext.models import Model, pipeline_load
 from oss_ext.report import is_image, is_picture_file
+from oss_ext.runs import Contender, Run
 from oss_ext.schedule import Schedule
+from oss_ext.search import peak_memory
+from oss_ext.teacher import Trajectory
 
 PRESET = "preset:"
 
@@ -197,3 +203,20 @@ def check_images(option: str, model: Model) -> None:
             f"{option}: expected a model of images [1 or 3, H, W] for a picture, "
             f"got {model.name!r} with samples of shape {list(model.shape)}"
         )
+
+
+def run_of(model: Model, teacher: Trajectory, contenders: Sequence[Contender], **found: Any) -> Run:
+    """The run that this command was, as data; ``found`` as ``Run`` has it."""
+    return Run(
+        command="oss " + shlex.join(sys.argv[1:]),
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        machine={name: str(fact) for name, fact in configuration(model.device.type).items()},
+        model=model.name,
+        data_range=teacher.data_range,
+        teacher_steps=teacher.steps,
+        teacher_nfe=teacher.nfe,
+        teacher_seconds=teacher.seconds,
+        peak_bytes=peak_memory(model.device),
+        contenders=tuple(contenders),
+        **{"calibration": teacher.samples, "held_out": 0} | found,
+    )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -24,14 +22,14 @@ from oss_ext.cli.base import (
     load_schedule,
     model_options,
     quiet_option,
+    run_of,
 )
-from oss_ext.evaluate import Score, Unable, score_table
-from oss_ext.machine import configuration
+from oss_ext.evaluate import Score, score_table
 from oss_ext.models import Model
 from oss_ext.report import plot_samples
-from oss_ext.runs import Contender, Run
+from oss_ext.runs import Contender
 from oss_ext.schedule import Schedule
-from oss_ext.search import check_budgets, peak_memory
+from oss_ext.search import check_budgets
 from oss_ext.teacher import Trajectory
 from oss_ext.teacher import teacher as make_teacher
 
@@ -44,14 +42,17 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 
     name = "all|NAME[,NAME...]"
 
-    def convert(self, value: object, param: object, ctx: object) -> list[str]:
-        names = list(contest.METHODS) if value == "all" else str(value).split(",")
-        return contest.check_methods(names)
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
+        names = contest.METHODS if value == "all" else value.split(",")
+        try:
+            return contest.check_methods(names)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command()
 @click.argument("schedule_files", metavar="[SCHEDULE]...", nargs=-1)
-@click.option("--methods", type=Methods(), default="",
+@click.option("--methods", type=Methods(),
               help="Also make and judge these: all, or some of "
               f"{', '.join(contest.METHODS)}.")  # fmt: skip
 @click.option("--model", "model_name", default="digits", show_default=True,
@@ -81,7 +82,7 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 @quiet_option
 def compare(
     schedule_files: tuple[str, ...],
-    methods: list[str],
+    methods: list[str] | None,
     model_name: str,
     choice: Choice,
     steps: list[int] | None,
@@ -117,7 +118,9 @@ def compare(
     model, times, solver = _teacher_of(loaded, choice, force, model_name, grid, teacher_steps)
     if picture is not None:
         check_images("--picture", model)
-    budgets = check_budgets(steps or [s.steps for s in loaded] or [5, 10], len(times) - 1)
+    budgets = steps or [s.steps for s in loaded] or [5, 10]
+    if methods:  # before the teacher takes its time
+        check_budgets(budgets, len(times) - 1)
 
     def teacher(count: int, noise_seed: int) -> Trajectory:
         initial = model.noise(count, noise_seed, start=float(times[-1]))
@@ -151,7 +154,21 @@ def compare(
         plot_samples(rows | {s.name: s.images for s in scores if isinstance(s, Score)}, picture)
         click.echo(f"wrote {picture}")
     if out is not None:
-        _run_of(model, searched, held_out, made, contenders, scores).save(out)
+        judged = [s for s in scores if isinstance(s, Score)]
+        nothing = torch.full((held_out.samples,), torch.nan, dtype=torch.float64)
+        run_of(
+            model,
+            searched or held_out,
+            contenders,
+            calibration=0 if searched is None else searched.samples,
+            held_out=held_out.samples,
+            mse=torch.stack([s.mse if isinstance(s, Score) else nothing for s in scores]),
+            along={s.name: s.along for s in judged},
+            images={"teacher": held_out.final[: contest.SHOWN]}
+            | {s.name: s.images for s in judged},
+            table=made.table,
+            spread=made.spread,
+        ).save(out)
         click.echo(f"wrote {out}; `oss report {out}` makes a page of it")
 
 
@@ -183,36 +200,3 @@ def _from_files(names: tuple[str, ...], loaded: list[Schedule]) -> list[Contende
     stems = [Path(name).stem for name in names]
     unique = stems if len(set(stems)) == len(stems) else list(names)
     return [Contender(name, "file", s.steps, s) for name, s in zip(unique, loaded, strict=True)]
-
-
-def _run_of(
-    model: Model,
-    searched: Trajectory | None,
-    held_out: Trajectory,
-    made: contest.Made,
-    contenders: list[Contender],
-    scores: list[Score | Unable],
-) -> Run:
-    """The run as data."""
-    nothing = torch.full((held_out.samples,), torch.nan, dtype=torch.float64)
-    judged = [score for score in scores if isinstance(score, Score)]
-    teacher = searched or held_out
-    return Run(
-        command="oss " + shlex.join(sys.argv[1:]),
-        created=datetime.now().astimezone().isoformat(timespec="seconds"),
-        machine={k: str(v) for k, v in configuration(model.device.type).items()},
-        model=model.name,
-        data_range=held_out.data_range,
-        teacher_steps=teacher.steps,
-        teacher_nfe=teacher.nfe,
-        teacher_seconds=teacher.seconds,
-        calibration=0 if searched is None else searched.samples,
-        held_out=held_out.samples,
-        peak_bytes=peak_memory(model.device),
-        contenders=tuple(contenders),
-        mse=torch.stack([s.mse if isinstance(s, Score) else nothing for s in scores]),
-        along={s.name: s.along for s in judged},
-        images={"teacher": held_out.final[: contest.SHOWN]} | {s.name: s.images for s in judged},
-        table=made.table,
-        spread=made.spread,
-    )

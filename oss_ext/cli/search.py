@@ -15,11 +15,13 @@ from oss_ext.cli.base import (
     check_writable,
     model_options,
     quiet_option,
+    run_of,
 )
 from oss_ext.plan import QUALITIES
 from oss_ext.report import plot_schedules
+from oss_ext.runs import Contender
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS
-from oss_ext.search import check_budgets, make_objective, make_plan
+from oss_ext.search import SearchResult, check_budgets, make_objective, make_plan
 from oss_ext.search import search as search_schedules
 from oss_ext.teacher import teacher as make_teacher
 
@@ -111,7 +113,8 @@ def search(
         click.echo(f"note: the teacher's grid has {len(times) - 1} steps", err=True)
     check_budgets(steps, len(times) - 1)
     planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", budget, off_grid)
-    click.echo(f"teacher: {len(times) - 1} evaluations per sample; {planned}", err=True)
+    if not quiet:
+        click.echo(f"teacher: {len(times) - 1} evaluations per sample; {planned}", err=True)
     initial = model.noise(samples, seed, start=float(times[-1]))
     trajectory = make_teacher(model, initial, times=times, max_batch=max_batch, progress=not quiet)
     result = search_schedules(
@@ -129,19 +132,32 @@ def search(
         progress=not quiet,
     )
     click.echo(result.summary())
-    out.mkdir(parents=True, exist_ok=True)
-    plotted, written = {}, 0
-    for count in result.steps:
-        plotted[f"uniform {count}"] = uniform(trajectory, count)
-        if scope == "instance" and aggregate is None:
-            for b, schedule in enumerate(result.schedules(count)):
-                schedule.save(out / f"{model.name}-{count}-{b}.json")
-                written += 1
-                plotted[f"OSS {count}, sample {b}"] = schedule
-            continue
-        schedule = result.schedule(count)
-        plotted[f"{result.plan.quality} {count}"] = schedule
-        schedule.save(out / f"{model.name}-{count}.json")
-        written += 1
+    run = run_of(model, trajectory, _contenders(result, model.name), table=result.mean_cost())
+    run.save(out)
+    plotted = {c.name: c.schedule for c in run.contenders if c.schedule is not None}
+    plotted |= {f"uniform {count}": uniform(trajectory, count) for count in result.steps}
+    plotted = dict(sorted(plotted.items(), key=lambda item: item[1].steps))
     plot_schedules(plotted, out / "schedules.png")
-    click.echo(f"wrote {written} schedules and schedules.png to {out}")
+    click.echo(f"wrote {len(run.contenders)} schedules and schedules.png to {out}")
+
+
+def _contenders(result: SearchResult, model: str) -> list[Contender]:
+    """The schedules found, with the files they go to."""
+    found = []
+    for count in result.steps:
+        name = f"{result.plan.quality} {count}"
+        each = result.objective.scope == "instance" and result.objective.aggregate is None
+        schedules = result.schedules(count) if each else [result.schedule(count)]
+        for b, schedule in enumerate(schedules):
+            title, file = (f"{name}, sample {b}", f"-{b}") if each else (name, "")
+            found.append(
+                Contender(
+                    title,
+                    result.plan.quality,
+                    count,
+                    schedule,
+                    seconds=result.seconds,
+                    file=f"{model}-{count}{file}.json",
+                )
+            )
+    return found

@@ -20,7 +20,7 @@ from oss_ext.report.markup import Html
 from oss_ext.runs import Contender, Run
 from oss_ext.statistics import Interval, Statistics, bootstrap, statistics_of
 
-OURS = {"oss": "#0b5fc4", "fast": "#b04a00", "balanced": "#00755a", "best": "#8a3b78"}
+OURS = {"dp": "#0b5fc4", "fast": "#b04a00", "balanced": "#00755a", "best": "#8a3b78"}
 """Our methods with their colours on paper; those of the screen are in page.css."""
 RIVAL = "#66707b"
 MARKS = ("ring", "square", "triangle", "diamond", "plus", "cross", "wedge", "bar")

@@ -169,12 +169,12 @@ def _chart(
                           height=28, role="img", aria_label=spoken)  # fmt: skip
         rows.append((element("span", c.name, class_=seen[c.name].css), drawing))
     caption = "Marks: where the model is evaluated, and where the run ends."
-    searched = [c.schedule for c in contenders if c.method == "oss"]
+    searched = [c.schedule for c in contenders if c.method == "dp"]
     grid = next((s for s in searched if s is not None and s.indices is not None), None)
     if spread is not None and grid is not None:
         rows.append(
             (
-                element("span", "each sample's own", class_="is-oss"),
+                element("span", "each sample's own", class_="is-dp"),
                 _spread(spread, key, axis, grid),
             )
         )
@@ -201,7 +201,7 @@ def _spread(spread: Tensor, key: str, axis: Axis, schedule: Schedule) -> Html:
             line(x, 6, x, 22, class_="bar", opacity=0.3 + 0.7 * share)
             for x, share in zip(at, shares, strict=True)
         ]
-    return element("svg", *parts, class_="strip is-oss", height=28, role="img",
+    return element("svg", *parts, class_="strip is-dp", height=28, role="img",
                    aria_label="Spread of the schedules of single samples")  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def _paths(run: Run, steps: int) -> dict[str, tuple[int, ...]]:
     ours = [c for c in able(run) if looks(run)[c.name].ours]
     paths: dict[str, tuple[int, ...]] = {}
     # What other methods made of a search is not the way through this table.
-    for c in [c for c in ours if c.method == "oss"] or ours:
+    for c in [c for c in ours if c.method == "dp"] or ours:
         s = c.schedule
         if s is None or s.indices is None:
             continue

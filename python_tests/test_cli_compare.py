@@ -1,0 +1,104 @@
+"""``oss compare --methods`` and ``oss report``: the whole way from a model to a page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli_cases import TINY, Oss, assert_fails, files
+from driver_cases import one_thread  # noqa: F401
+from oss_ext.baselines import BASELINES, Baseline, Calibration, UnableError
+from oss_ext.contest import METHODS
+from oss_ext.runs import Run
+from oss_ext.schedule import Schedule
+
+MIX = (*TINY[:2], "--teacher-steps=12", "--quiet", "--calibration=4", "--samples=5")
+
+
+def test_every_method_is_made_judged_and_kept(oss: Oss) -> None:
+    outcome = oss("compare", *MIX, "--methods=all", "--steps=2,3", "--out=run")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    run = Run.load("run")
+    assert [c.name for c in run.contenders] == [f"{m} {k}" for k in (2, 3) for m in METHODS]
+    assert (run.calibration, run.held_out, run.teacher_steps) == (4, 5, 12)
+    assert run.mse is not None
+    assert run.table is not None
+    assert run.table.shape == (3, 13)
+    assert {k: tuple(rows.shape) for k, rows in run.spread.items()} == {2: (4, 3), 3: (4, 4)}
+    for c, mse in zip(run.contenders, run.mse, strict=True):
+        assert c.name in outcome.out
+        assert bool(mse.isnan().all()) == (c.schedule is None)
+        assert (c.note != "") == (c.schedule is None)
+        if c.schedule is not None:
+            assert c.schedule.steps == c.steps
+            assert run.images[c.name].shape == (5, 1, 4, 4)
+            assert run.along[c.name][-1] == pytest.approx(float(mse.log().mean().exp()))
+    assert re.search(r"paired difference: .* that of uniform of as many", outcome.out)
+
+    outcome = oss("report", "run")
+    assert outcome.code == 0, outcome.err
+    page = Path("run/report.html").read_text(encoding="utf-8")
+    assert all(c.name in page for c in run.contenders)
+
+
+def test_a_method_that_is_unable_says_why_and_the_rest_goes_on(
+    oss: Oss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(calibration: Calibration, steps: int) -> Schedule:
+        raise UnableError(f"karras: needs the moon for {steps} steps")
+
+    monkeypatch.setitem(BASELINES, "karras", Baseline("karras", "", unable))
+    methods = "--methods=karras,uniform,fast"
+    outcome = oss("compare", *MIX, methods, "--steps=2", "--out=run")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "needs the moon for 2" in outcome.out
+    run = Run.load("run")
+    assert [c.schedule is None for c in run.contenders] == [True, False, False]
+    assert run.contenders[0].note == "karras: needs the moon for 2 steps"
+    assert oss("report", "run").code == 0
+
+
+def test_files_and_methods_are_judged_together(oss: Oss, found: list[str]) -> None:
+    outcome = oss(
+        "compare", found[0], "--set=shape=1,4,4", "--samples=5", "--quiet", "--calibration=3",
+        "--methods=uniform,fast", "--out=run", "--against=fast",
+    )  # fmt: skip
+    assert (outcome.code, outcome.err) == (0, "")
+    run = Run.load("run")
+    assert [c.method for c in run.contenders] == ["uniform", "fast", "file"]
+    assert "that of fast of as many" in outcome.out
+
+
+def test_an_unknown_reference_is_named(oss: Oss) -> None:
+    outcome = oss("compare", *MIX, "--methods=uniform", "--steps=2", "--against=karras")
+    assert_fails(outcome, "against: expected one of 'uniform 2'", "karras")
+
+
+def test_a_search_is_a_run_too(oss: Oss) -> None:
+    assert oss("search", *TINY, "--steps=2,3", "--quality=best", "--out=run").code == 0
+    run = Run.load("run")
+    assert [c.file for c in run.contenders] == ["analytic-2.json", "analytic-3.json"]
+    assert (run.held_out, run.mse) == (0, None)
+    assert run.table is not None
+    assert oss("report", "run").code == 0
+    assert "report.html" in files("run")
+
+
+def test_arrays_can_be_read_by_whoever_may_read_the_rest(oss: Oss) -> None:
+    assert oss("search", *TINY, "--steps=2", "--out=run").code == 0
+    modes = {path.stat().st_mode & 0o777 for path in Path("run").glob("*.*")}
+    assert len(modes) == 1
+
+
+def test_a_comparison_is_the_same_again(oss: Oss) -> None:
+    arguments = (*MIX, "--methods=balanced,oss-median", "--steps=3")
+    for folder in ("a", "b"):
+        assert oss("compare", *arguments, f"--out={folder}").code == 0
+    first, second = Run.load("a"), Run.load("b")
+    assert first.mse is not None
+    assert second.mse is not None
+    assert torch.equal(first.mse, second.mse)
