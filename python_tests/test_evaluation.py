@@ -42,6 +42,15 @@ def test_exactly_the_rows_asked_for_are_filled(max_batch: int | None, one_time: 
     assert evaluator.nfe == len(ROWS)
 
 
+@pytest.mark.parametrize("declared", [{}, {"one_time_per_call": True}, {"fixed_batch": 4}])
+def test_nothing_asked_for_is_no_call(declared: dict[str, Any]) -> None:
+    model, calls = recorded(from_callable(number_of_row, SHAPE), **declared)
+    evaluator, out = Evaluator(model, 3), torch.full((4, 3, *SHAPE), -1.0)
+    evaluator.fill(out, torch.zeros_like(out), TIMES, ROWS[:0])
+    assert (out == -1).all()
+    assert evaluator.nfe == len(calls) == 0
+
+
 @each_seed(2)
 def test_the_model_sees_each_rows_own_state_time_and_sample(seed: int) -> None:
     model, calls = recorded(random_mixture(seed))

@@ -116,6 +116,8 @@ class Evaluator:
     def _blocks(self, rows: Tensor, samples: Tensor) -> Iterator[Tensor]:
         """``rows`` in the groups that one call each may serve."""
         slots = self.model.slots
+        if not len(rows):
+            return  # nothing asked for is no call, not one of filling alone
         if slots:
             keys = torch.stack([rows[:, 0], samples[rows[:, 1]] // slots], dim=1)
         elif self.model.one_time_per_call:
