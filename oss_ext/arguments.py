@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ def whole_number(name: str, value: Any, least: int = 1, most: int | None = None)
     if value < least or (most is not None and value > most):
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
     return int(value)
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> str:
+    """``value``; ``ValueError`` unless it is one of the names ``known``."""
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {known}, got {value!r:.100}")
+    return value
 
 
 def number(name: str, value: Any, positive: bool = False) -> float:

@@ -24,7 +24,7 @@ from oss_ext import arguments, ops
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.sampling import student_states
-from oss_ext.schedule import STARTS
+from oss_ext.schedule import REDUCTIONS, STARTS
 from oss_ext.teacher import Trajectory
 
 VELOCITY_BYTES = 2**30
@@ -56,13 +56,15 @@ class Table:
             sample: which sample's path; 0 for a joint search.
 
         Raises:
-            ValueError: a budget or a sample that the table does not hold.
+            ValueError: a budget or a sample that the table does not hold, or one without a path.
         """
         steps = arguments.whole_number("steps", steps, most=self.steps)
         arguments.whole_number("sample", sample, least=0, most=self.parent.shape[2] - 1)
         rows = [0]
         for k in range(steps, 0, -1):
             rows.append(int(self.parent[k - 1, rows[-1], sample]))
+            if rows[-1] < 0:
+                raise ValueError(f"steps: expected a budget with a finite path, got {steps}")
         return tuple(reversed(rows))
 
 
@@ -79,6 +81,7 @@ def run(
     *,
     reduce: str,
     start: str = "free",
+    allowed: Tensor | None = None,
     velocity_bytes: int = VELOCITY_BYTES,
 ) -> Table:
     """Fill the table for budgets 1 to ``steps``.
@@ -88,38 +91,84 @@ def run(
         trajectory: the teacher.
         reduce: ``none`` for a path per sample, ``mean`` or ``log_mean`` for a joint one.
         start: ``free`` or ``pinned``, see above.
+        allowed: bool ``[M, N+1]``, or ``[M, N+1, B]`` with ``none``: ``allowed[k-1, i]``, whether
+            row ``i`` may be a source of step k. None: all rows. Every target keeps its cost and
+            parent in the table; where it is not allowed, no path goes on from it.
         velocity_bytes: memory for velocities; what exceeds it is streamed. The bits are equal
             where the rows of a model call are (``max_batch`` the samples, or 1).
 
     Raises:
-        ValueError: ``steps`` not within 1 to N, or an unknown ``start``.
+        ValueError: ``steps`` not within 1 to N, an unknown ``reduce`` or ``start``, or ``allowed``
+            of another shape or with a step that none of its rows can be a source of.
         NonFiniteError: no finite path to the clean end is left; names time and sample.
     """
     teacher, times = trajectory.states, trajectory.times
-    rows, samples = teacher.shape[:2]
-    steps = arguments.whole_number("steps", steps, most=rows - 1)
-    if start not in STARTS:
-        raise ValueError(f"start: expected one of {STARTS}, got {start!r}")
+    steps = arguments.whole_number("steps", steps, most=trajectory.steps)
     chunk = max(1, velocity_bytes // (teacher[0].nbytes))
     state = teacher[-1:].expand_as(teacher)
-    live = torch.zeros(rows, samples, dtype=torch.bool)
-    live[1 if start == "free" else rows - 1 :] = True
+    live = first_sources(trajectory, reduce, start)
+    if allowed is not None:
+        allowed = _check_allowed(allowed, steps, reduce, live)
     costs, parents = [], []
     for k in range(1, steps + 1):
-        state, cost, parent = _step(evaluator, state, live, teacher, times, reduce, chunk)
+        mask = live if allowed is None else live & allowed[k - 1]
+        state, cost, parent = _step(evaluator, state, mask, teacher, times, reduce, chunk)
         costs.append(cost.cpu())
         parents.append(parent.cpu())
-        dead = (parents[-1][0] < 0).nonzero()
-        if len(dead):
-            sample = int(dead[0]) if reduce == "none" else None
-            who = "the batch" if sample is None else f"sample {sample}"
-            raise NonFiniteError(
-                f"step {k} has no finite path to the clean end for {who}: "
-                f"{evaluator.describe_bad(sample) or 'every cost overflowed'}"
-            )
-        live = (parents[-1] >= 0).expand(rows, samples).clone()
-        live[0] = False
+        live = next_sources(parents[-1], trajectory.samples)
+        check_reached(parents[-1], k, reduce, evaluator)
     return Table(cost=torch.stack(costs), parent=torch.stack(parents))
+
+
+def first_sources(trajectory: Trajectory, reduce: str, start: str) -> Tensor:
+    """Sources of the first step, bool ``[N+1, B]``; ``ValueError`` for an unknown option."""
+    arguments.one_of("reduce", reduce, REDUCTIONS)
+    arguments.one_of("start", start, STARTS)
+    live = torch.zeros(trajectory.steps + 1, trajectory.samples, dtype=torch.bool)
+    live[1 if start == "free" else trajectory.steps :] = True
+    return live
+
+
+def next_sources(parent: Tensor, samples: int) -> Tensor:
+    """Sources of the step after ``parent`` ``[..., N+1, B or 1]``: what it reached, but row 0."""
+    live = (parent >= 0).expand(*parent.shape[:-1], samples).clone()
+    live[..., 0, :] = False
+    return live
+
+
+def check_reached(parent: Tensor, step: int, reduce: str, evaluator: Evaluator) -> None:
+    """``NonFiniteError`` unless ``parent`` ``[N+1, B or 1]`` reaches the clean end everywhere."""
+    dead = (parent[0] < 0).nonzero()
+    if len(dead):
+        sample = int(dead[0]) if reduce == "none" else None
+        who = "the batch" if sample is None else f"sample {sample}"
+        raise NonFiniteError(
+            f"step {step} has no finite path to the clean end for {who}: "
+            f"{evaluator.describe_bad(sample) or 'every cost overflowed'}"
+        )
+
+
+def _check_allowed(allowed: Tensor, steps: int, reduce: str, live: Tensor) -> Tensor:
+    """``allowed`` as ``[M, N+1, B or 1]``, with a source for every step and sample."""
+    rows, samples = live.shape
+    shapes = [(steps, rows)] + [(steps, rows, samples)] * (reduce == "none")
+    if allowed.dtype != torch.bool or tuple(allowed.shape) not in shapes:
+        expected = " or ".join(map(str, shapes))
+        got = f"{allowed.dtype} of shape {tuple(allowed.shape)}"
+        raise ValueError(f"allowed: expected bool of shape {expected}, got {got}")
+    allowed = allowed.cpu().reshape(steps, rows, -1)
+    number = torch.arange(rows)[:, None]
+    for k in range(steps):
+        # What a step can reach lies below the highest of its sources.
+        top = torch.where(live & allowed[k], number, 0).amax(dim=0)
+        if not bool(top.all()):
+            who = f" for sample {int(top.argmin())}" if allowed.shape[2] > 1 else ""
+            raise ValueError(
+                "allowed: expected for every step a row that can be its source, got none for "
+                f"step {k + 1}{who}"
+            )
+        live = (number > 0) & (number < top)
+    return allowed
 
 
 def _step(

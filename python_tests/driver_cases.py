@@ -67,6 +67,8 @@ def random_network(seed: int, dtype: torch.dtype = torch.float64) -> Model:
 
 
 FAMILIES: dict[str, Callable[..., Model]] = {"mixture": random_mixture, "network": random_network}
+each_reduction = pytest.mark.parametrize("reduce", ["none", "mean", "log_mean"])
+each_start = pytest.mark.parametrize("start", ["free", "pinned"])
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 

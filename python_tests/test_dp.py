@@ -16,7 +16,9 @@ from driver_cases import (
     SHAPE,
     constant_velocity,
     each_family,
+    each_reduction,
     each_seed,
+    each_start,
     faulty,
     fill_table,
     one_thread,  # noqa: F401
@@ -26,9 +28,6 @@ from driver_cases import (
 from oss_ext import dp
 from oss_ext.models import Model, from_callable
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
-
-each_reduction = pytest.mark.parametrize("reduce", ["none", "mean", "log_mean"])
-each_start = pytest.mark.parametrize("start", ["free", "pinned"])
 
 
 def mean_square(x: Tensor) -> Tensor:
