@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext import solvers
+from oss_ext import arguments, solvers
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.noise import Path, check_grid
@@ -86,6 +86,26 @@ class Trajectory:
                 f"model: expected the teacher's, {self.model!r} with hash {self.model_hash}, "
                 f"got {model.name!r} with hash {model.fingerprint()}"
             )
+
+    def thinned(self, stride: int) -> tuple[Trajectory, tuple[int, ...]]:
+        """The same run seen at every ``stride``-th row and at the initial noise.
+
+        Returns:
+            The trajectory of those rows, views of this one's where ``stride`` divides N, and the
+            rows of this one that they are: 0, stride, 2 stride, ... and N.
+
+        Raises:
+            ValueError: ``stride`` not within 1 to N.
+        """
+        stride = arguments.whole_number("stride", stride, most=self.steps)
+        rows = (*range(0, self.steps, stride), self.steps)
+        even = self.steps % stride == 0
+        kept: slice | list[int] = slice(None, None, stride) if even else list(rows)
+        steps = slice(stride - 1, None, stride) if even else [row - 1 for row in rows[1:]]
+        seen = replace(
+            self, times=self.times[kept], timesteps=self.timesteps[steps], states=self.states[kept]
+        )
+        return seen, rows
 
     def schedule(self, indices: Sequence[int], **attributes: Any) -> Schedule:
         """A schedule over this trajectory's grid; ``attributes`` as ``Schedule`` has them."""

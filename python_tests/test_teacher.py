@@ -104,6 +104,40 @@ def test_a_schedule_of_a_trajectory_carries_its_origin() -> None:
     assert (schedule.method, schedule.samples) == ("mine", 3)
 
 
+@pytest.mark.parametrize(
+    ("stride", "rows"),
+    [(1, tuple(range(8))), (2, (0, 2, 4, 6, 7)), (3, (0, 3, 6, 7)), (5, (0, 5, 7)), (7, (0, 7))],
+)
+def test_a_thinned_trajectory_is_the_same_run_at_fewer_rows(
+    stride: int, rows: tuple[int, ...]
+) -> None:
+    _, trajectory = random_case("network", 3, steps=7)
+    seen, kept = trajectory.thinned(stride)
+    assert kept == rows
+    assert seen.steps == len(rows) - 1
+    assert torch.equal(seen.times, trajectory.times[list(rows)])
+    assert torch.equal(seen.states, trajectory.states[list(rows)])
+    assert torch.equal(seen.noise, trajectory.noise)
+    own = dict(zip(trajectory.times[1:].tolist(), trajectory.timesteps.tolist(), strict=True))
+    assert seen.timesteps.tolist() == [own[t] for t in seen.times[1:].tolist()]
+    assert (seen.model_hash, seen.nfe) == (trajectory.model_hash, trajectory.nfe)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 6])
+def test_a_stride_that_divides_the_steps_copies_nothing(stride: int) -> None:
+    _, trajectory = random_case("network", 3, steps=6)
+    seen, _ = trajectory.thinned(stride)
+    storage = trajectory.states.untyped_storage()
+    assert seen.states.untyped_storage().data_ptr() == storage.data_ptr()
+
+
+@pytest.mark.parametrize("stride", [0, -1, 8, 2.0, True])
+def test_a_stride_is_1_to_n(stride: Any) -> None:
+    _, trajectory = random_case("network", 3, steps=7)
+    with pytest.raises(ValueError, match=r"^stride: expected .*1 to 7, got"):
+        trajectory.thinned(stride)
+
+
 def test_noise_of_the_models_shape_is_asked_for() -> None:
     model = random_mixture(0)
     with pytest.raises(ValueError, match=r"^noise: expected \[B, 2, 3\] .*, got \(4, 3, 2\)"):
