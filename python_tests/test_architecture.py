@@ -23,7 +23,7 @@ FLOORS = (
     ("models", "solvers", "export", "presets"),
     ("teacher", "sampling"),
     ("dp",),
-    ("refine", "evaluate"),
+    ("refine", "evaluate", "coarse", "beam"),
     ("baselines", "plan"),
     ("search",),
     ("runs",),
