@@ -7,14 +7,17 @@ every live source of the dynamic programme (about ``M N``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from oss_ext import arguments, dp
+from oss_ext import arguments, coarse, dp
 
 SHARES = {"fast": 1 / 5, "balanced": 1 / 2, "best": 3.0}
 """Of the paper's evaluations for a budget, teacher included, that a quality spends at most."""
 
 QUALITIES = ("dp", *SHARES)
+STRIDES = (4, 8, 16)
+"""Of a coarse search; ``balanced`` takes the first whose cost is within half of what it has."""
+
 LEAST_RUNS = 6
 """Runs of the student that a descent needs to be worth its name."""
 
@@ -27,19 +30,24 @@ class Plan:
         quality: one of ``QUALITIES``.
         table: of the dynamic programme; 0 where there is none.
         refine: by budget, what its refinement may take.
+        coarse: of a search from coarse to fine, at most; 0 where there is none.
+        stride: of that.
     """
 
     quality: str
     table: int
     refine: dict[int, int]
+    coarse: int = 0
+    stride: int = 0
 
     @property
     def nfe(self) -> int:
         """At most, altogether."""
-        return self.table + sum(self.refine.values())
+        return self.table + self.coarse + sum(self.refine.values())
 
     def __str__(self) -> str:
         parts = [f"{self.table} for the dynamic programme"] if self.table else []
+        parts += [f"{self.coarse} from coarse to fine"] if self.coarse else []
         parts += [f"{nfe} to refine {steps} steps" for steps, nfe in self.refine.items()]
         most = "at most " if self.refine else ""
         return f"{self.quality}: {most}{self.nfe} evaluations per sample ({', '.join(parts)})"
@@ -55,10 +63,10 @@ def plan(
     """The plan of ``search(quality=...)``.
 
     Args:
-        quality: ``dp``: Algorithm 1 alone. ``fast`` and ``balanced``: refinement from closed
-            forms, with a fifth and half of the paper's evaluations. ``best``: the dynamic
-            programme, then refinement from it and from the closed forms until no move helps, with
-            three times the paper's evaluations at most.
+        quality: ``dp``: Algorithm 1 alone. ``fast``: refinement from closed forms with a fifth of
+            the paper's evaluations. ``balanced``: with half of them, the start from coarse to
+            fine. ``best``: the whole dynamic programme, then refinement from all of these until no
+            move helps, with three times the paper's evaluations at most.
         teacher_steps: N.
         budgets: numbers of steps asked for.
         start: ``free`` or ``pinned``.
@@ -78,15 +86,36 @@ def plan(
         for k in budgets:
             own = SHARES[quality] * (teacher_steps + full[k]) - teacher_steps
             refine[k] = max(least[k], int(own) - (full[k] if table else 0))
-    if budget is not None:
-        budget = arguments.whole_number("budget", budget)
-        needed = table + sum(least.values())
-        if budget < needed:
-            raise ValueError(
-                f"budget: expected at least {needed} evaluations per sample for quality "
-                f"{quality!r} and {list(budgets)} steps, got {budget}"
-            )
-        if table + sum(refine.values()) > budget:
-            share = (budget - needed) / (sum(refine.values()) - sum(least.values()))
-            refine = {k: least[k] + int(share * (refine[k] - least[k])) for k in refine}
+    planned = Plan(quality, table, refine)
+    if quality in ("balanced", "best"):
+        planned = _with_coarse(planned, teacher_steps, budgets, start, least)
+    if budget is None or arguments.whole_number("budget", budget) >= planned.nfe:
+        return planned
+    needed = table + sum(least.values())
+    if budget < needed:
+        raise ValueError(
+            f"budget: expected at least {needed} evaluations per sample for quality {quality!r} "
+            f"and {list(budgets)} steps, got {budget}"
+        )
+    # The search from coarse to fine is dropped first, then refinement is shortened.
+    total = sum(refine.values())
+    share = min(1.0, (budget - needed) / max(total - sum(least.values()), 1))
+    refine = {k: least[k] + int(share * (refine[k] - least[k])) for k in refine}
     return Plan(quality, table, refine)
+
+
+def _with_coarse(
+    planned: Plan, teacher_steps: int, budgets: Sequence[int], start: str, least: dict[int, int]
+) -> Plan:
+    """``planned`` with a part of its refinement spent on a search from coarse to fine."""
+    total = sum(planned.refine.values())
+    room = total - sum(least.values())
+    for stride in STRIDES:
+        if stride > teacher_steps or -(-teacher_steps // stride) < max(budgets):
+            break
+        cost = coarse.evaluations(teacher_steps, budgets, start, stride)
+        if cost <= min(total / 2, room):
+            share = (room - cost) / room
+            rest = {k: least[k] + int(share * (n - least[k])) for k, n in planned.refine.items()}
+            return replace(planned, refine=rest, coarse=cost, stride=stride)
+    return planned

@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from oss_ext import arguments, baselines, dp
+from oss_ext.coarse import coarse_to_fine
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.plan import Plan, plan
@@ -25,7 +27,10 @@ STARTS = {
     "balanced": ("uniform", "logsnr", "flow-shift"),
     "best": ("uniform", "logsnr", "flow-shift"),
 }
-"""Closed forms that refinement starts from, beside the path of the dynamic programme."""
+"""Closed forms that refinement starts from, beside the paths of dynamic programmes."""
+
+DESCENTS = {"fast": 1, "balanced": 2, "best": 4}
+"""How many starts, the best first, are refined as long as the budget lasts."""
 
 LEAST_SPLIT = 8
 """Calibration samples from which on a quarter is left out, to check what refinement found."""
@@ -237,27 +242,26 @@ def search(
     # Refinement is checked on samples that nothing before it has seen.
     validation = 0.25 if planned.refine and samples >= LEAST_SPLIT else 0.0
     seen = trajectory.first(samples - int(validation * samples))
-    table, block, rows = None, max_batch or seen.samples, 0
-    if planned.table:
-        with progress_bar("search", planned.table * seen.samples, progress) as bar:
-            evaluator = Evaluator(model, seen.samples, max_batch, bar.update)
-            table = dp.run(
-                evaluator,
-                seen,
-                budgets[-1],
-                reduce=objective.reduce,
-                start=start,
-                velocity_bytes=velocity_bytes,
+    table, coarse_table = None, None
+    with progress_bar("search", (planned.table + planned.coarse) * seen.samples, progress) as bar:
+        evaluator = Evaluator(model, seen.samples, max_batch, bar.update)
+        options: dict[str, Any] = {
+            "reduce": objective.reduce, "start": start, "velocity_bytes": velocity_bytes
+        }  # fmt: skip
+        if planned.table:
+            table = dp.run(evaluator, seen, budgets[-1], **options)
+        if planned.coarse:
+            coarse_table = coarse_to_fine(
+                evaluator, seen, budgets, stride=planned.stride, **options
             )
-        block, rows = evaluator.block, evaluator.nfe
     result = SearchResult(
         trajectory=trajectory,
         objective=objective,
         steps=tuple(budgets),
         plan=planned,
         table=table,
-        nfe=math.ceil(rows / samples),
-        block=block,
+        nfe=math.ceil(evaluator.nfe / samples),
+        block=evaluator.block,
         seconds=time.perf_counter() - begin,
         peak_bytes=peak_memory(trajectory.states.device),
     )
@@ -267,10 +271,11 @@ def search(
         k: refine(
             model,
             trajectory,
-            _starts(model, result, k),
+            _starts(model, result, coarse_table, k),
             reduce=objective.reduce,
             start=start,
             budget=nfe,
+            descents=DESCENTS[planned.quality],
             validation=validation,
             off_grid=off_grid,
             max_batch=max_batch,
@@ -305,10 +310,13 @@ def make_plan(
     return plan(quality, teacher_steps, budgets, start, budget)
 
 
-def _starts(model: Model, result: SearchResult, steps: int) -> list[Schedule]:
+def _starts(
+    model: Model, result: SearchResult, coarse_table: dp.Table | None, steps: int
+) -> list[Schedule]:
     """Where the refinement of a budget begins."""
     trajectory, pinned = result.trajectory, result.objective.start == "pinned"
-    starts = [result.schedule(steps)] if result.table is not None else []
+    paths = [table.backtrack(steps) for table in (result.table, coarse_table) if table is not None]
+    starts = [trajectory.schedule(rows) for rows in paths]
     calibration = baselines.Calibration(model, trajectory, steps)
     for name in STARTS[result.plan.quality]:
         try:
@@ -318,4 +326,5 @@ def _starts(model: Model, result: SearchResult, steps: int) -> list[Schedule]:
         rows = trajectory.nearest_rows(made.times)
         if not pinned or rows[0] == trajectory.steps:
             starts.append(trajectory.schedule(rows, method=name))
-    return starts
+    # What was spent before refinement, to be counted in what comes of it.
+    return [replace(s, search_nfe=trajectory.nfe + result.nfe) for s in starts]
