@@ -31,8 +31,9 @@ from alternatives import (
     true_parents,
     two_matrix_products,
 )
-from machine import METERS, FmaPeak, configuration, gpu_floors
+from machine import METERS, FmaPeak, gpu_floors
 from oss_ext import ops
+from oss_ext.machine import configuration
 from oss_ext.models import analytic
 
 K = 1024

@@ -16,8 +16,9 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from machine import METERS, configuration
+from machine import METERS
 from oss_ext import ops
+from oss_ext.machine import configuration
 
 MIB = 2**20
 

@@ -17,7 +17,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench_dp_step import DTYPES, MAIN, SIZES, Size, trajectory
-from machine import METERS, FmaPeak, configuration, gpu_floors
+from machine import METERS, FmaPeak, gpu_floors
+from oss_ext.machine import configuration
 
 
 def floors(size: Size, itemsize: int, peak: float, copy: float | None) -> list[str]:
