@@ -5,7 +5,7 @@ power spectra of the 21-cm signal. It is a conditional score model on the VP SDE
 that predicts eps and counts time from 0 to 999. Its weights are in its wheel, which pip fetches;
 nothing of it is shipped here.
 
-    python examples/power_spectra.py               # teacher, search, held-out table: 5 minutes
+    python examples/power_spectra.py               # teacher, searches, held-out table
     python examples/power_spectra.py --grid edm    # with another of the paper's teachers
 
 The conditions are synthetic: smooth power laws with the anisotropy and the sample variance of a
@@ -27,9 +27,11 @@ import torch
 from torch import Tensor, nn
 
 import oss_ext as oss
-from oss_ext.evaluate import score_table
+from oss_ext import contest
+from oss_ext.evaluate import Score, score_table
 from oss_ext.noise import GRIDS, VPContinuousPath
 from oss_ext.report import plot_samples, plot_schedules
+from oss_ext.runs import file_name
 
 WHEEL = "21cmpsdenoiser==1.0.2"
 FILES = ("psdenoiser/model.py", "psdenoiser/denoiser_model.pt", "psdenoiser/constants.npz")
@@ -105,6 +107,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="calibration samples")
     parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--grid", choices=list(GRIDS), default="edm")
+    parser.add_argument("--methods", nargs="+", choices=contest.METHODS,
+                        default=["uniform", "oss-median", "fast", "balanced"])  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("out/power_spectra"))
     options = parser.parse_args()
 
@@ -117,24 +121,22 @@ def main() -> None:
     start = float(times[-1])
     noise = model.noise(options.samples, seed=0, start=start)
     teacher = oss.teacher(model, noise, times=times, max_batch=batch, progress=True)
-    result = oss.search(model, teacher, options.steps, max_batch=batch, progress=True)
-    print(result.summary())
+    made = contest.make(
+        model, teacher, options.steps, options.methods, max_batch=batch, progress=True
+    )
 
     judge = make_model(network, conditions(source, options.held_out, seed=1))
     noise = judge.noise(options.held_out, seed=1, start=start)
     held_out = oss.teacher(judge, noise, times=times, max_batch=batch, progress=True)
-    contest = {}
-    for steps in result.steps:
-        schedule = result.schedule(steps)
-        contest[f"uniform {steps}"] = oss.baselines.uniform(held_out, steps)
-        contest[f"searched {steps}"] = schedule
-        schedule.save(options.out / f"power_spectra-{steps}.json")
-    scores = oss.compare(judge, held_out, contest, max_batch=batch, progress=True)
-    print(score_table(scores))
-    plot_schedules(contest, options.out / "schedules.png")
+    scores = contest.judge(judge, held_out, made.contenders, max_batch=batch, progress=True)
+    print(score_table(scores, "uniform {steps}" if "uniform" in options.methods else None))
+    schedules = {c.name: c.schedule for c in made.contenders if c.schedule is not None}
+    for name, schedule in schedules.items():
+        schedule.save(options.out / f"{file_name(name)}.json")
+    plot_schedules(schedules, options.out / "schedules.png")
     rows = {"condition": conditions(source, options.held_out, seed=1)}
     rows |= {f"teacher {held_out.steps}": held_out.final}
-    rows |= {score.name: score.images for score in scores}
+    rows |= {score.name: score.images for score in scores if isinstance(score, Score)}
     plot_samples(rows, options.out / "samples.png")
 
 

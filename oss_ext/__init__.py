@@ -8,8 +8,9 @@ result = oss.search(model, teacher, steps=[5, 10])
 images = oss.sample(model, model.noise(8, seed=1), result.schedule(10))
 """
 
-from oss_ext import baselines, export, models, noise, ops, solvers
+from oss_ext import baselines, contest, export, models, noise, ops, solvers
 from oss_ext.evaluate import compare
+from oss_ext.plan import plan
 from oss_ext.refine import Refinement, exhaustive, refine
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule, ScheduleError
@@ -26,11 +27,13 @@ __all__ = [
     "__version__",
     "baselines",
     "compare",
+    "contest",
     "exhaustive",
     "export",
     "models",
     "noise",
     "ops",
+    "plan",
     "refine",
     "sample",
     "search",
