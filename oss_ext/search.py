@@ -267,22 +267,26 @@ def search(
     )
     if not planned.refine:
         return result
-    refined = {
-        k: refine(
+    refined = {}
+    for k, nfe in planned.refine.items():
+        starts = _starts(model, result, coarse_table, k)
+        descents = DESCENTS[planned.quality]
+        # Every start is run once, and what comes of every descent is checked once.
+        while k * (len(starts) + min(descents, len(starts)) + 1) > nfe:
+            descents, starts = (descents - 1, starts) if descents > 1 else (1, starts[:-1])
+        refined[k] = refine(
             model,
             trajectory,
-            _starts(model, result, coarse_table, k),
+            starts,
             reduce=objective.reduce,
             start=start,
             budget=nfe,
-            descents=DESCENTS[planned.quality],
+            descents=descents,
             validation=validation,
             off_grid=off_grid,
             max_batch=max_batch,
             progress=progress,
         )
-        for k, nfe in planned.refine.items()
-    }
     return replace(
         result,
         refined=refined,

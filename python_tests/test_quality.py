@@ -166,6 +166,16 @@ def test_without_a_table_other_budgets_are_refused(quality: str) -> None:
             ask(3)
 
 
+@each_quality
+@each_seed(2)
+def test_the_least_budget_is_enough(quality: str, seed: int) -> None:
+    model, trajectory = random_case("mixture", seed, steps=20, samples=8)
+    least = sum(LEAST_RUNS * k for k in (3, 4)) + (plan(quality, 20, [4]).table)
+    result = oss.search(model, trajectory, [3, 4], quality=quality, budget=least)
+    assert result.nfe <= least + 4
+    assert result.schedule(4).method == "refined"
+
+
 def test_balanced_is_the_default_and_the_programme_alone_of_an_instance_search() -> None:
     model, trajectory = random_case("mixture", 0, steps=20, samples=3)
     assert oss.search(model, trajectory, 2).plan.quality == "balanced"
