@@ -78,6 +78,11 @@ class Beam:
             values = [math.exp(value) for value in values]
         return [(self._path(steps, m, sample), values[m]) for m in range(kept)]
 
+    def best(self) -> dp.Table:
+        """The best path of every row, as the table of a search."""
+        cost = torch.stack([slots[0] for slots in self.cost])
+        return _Best(cost, torch.stack([slots[0] for slots in self.source]), self)
+
     def _path(self, steps: int, slot: int, sample: int) -> Rows:
         rows = [0]
         for k in range(steps - 1, -1, -1):
@@ -85,6 +90,16 @@ class Beam:
             rows.append(int(self.source[k][at]))
             slot = int(self.slot[k][at])
         return tuple(reversed(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class _Best(dp.Table):
+    """A table whose best path need not lead through the best path of the rows before."""
+
+    beam: Beam
+
+    def backtrack(self, steps: int, sample: int = 0) -> Rows:
+        return self.beam.paths(steps, sample)[0][0]
 
 
 def evaluations(teacher_steps: int, steps: int, width: int, start: str = "free") -> int:

@@ -80,6 +80,8 @@ def make(
     names = check_methods(methods)
     calibration = Calibration(model, trajectory, budgets[-1], max_batch)
     sharing = [name for name in names if name in BASELINES and BASELINES[name].uses_table]
+    if sharing:
+        on_method("the paths of every sample")
     begin = time.perf_counter()
     spread = _spread(calibration, budgets) if sharing else {}
     table_seconds = time.perf_counter() - begin

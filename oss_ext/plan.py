@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from oss_ext import arguments, coarse, dp
+from oss_ext import arguments, beam, coarse, dp
 
 SHARES = {"fast": 1 / 5, "balanced": 1 / 2, "best": 3.0}
 """Of the paper's evaluations for a budget, teacher included, that a quality spends at most."""
@@ -59,6 +59,7 @@ def plan(
     budgets: Sequence[int],
     start: str = "free",
     budget: int | None = None,
+    width: int = 1,
 ) -> Plan:
     """The plan of ``search(quality=...)``.
 
@@ -71,6 +72,8 @@ def plan(
         budgets: numbers of steps asked for.
         start: ``free`` or ``pinned``.
         budget: evaluations per sample at most, all stages together; shortens refinement.
+        width: states per row that the dynamic programme keeps; more is a beam, whose further
+            evaluations come on top.
 
     Raises:
         ValueError: an unknown quality; a budget that does not pay for the dynamic programme and
@@ -78,8 +81,12 @@ def plan(
     """
     if quality not in QUALITIES:
         raise ValueError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}")
+    if arguments.whole_number("beam", width) > 1 and quality not in ("dp", "best"):
+        raise ValueError(f"beam: expected 1 with quality {quality!r}, got {width}")
     full = {k: dp.evaluations(teacher_steps, k, start) for k in budgets}
-    table = full[max(budgets)] if quality in ("dp", "best") else 0
+    table = 0
+    if quality in ("dp", "best"):
+        table = beam.evaluations(teacher_steps, max(budgets), width, start)
     refine, least = {}, {}
     if quality in SHARES:
         least = {k: LEAST_RUNS * k for k in budgets}

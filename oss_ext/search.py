@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments, baselines, dp
+from oss_ext.beam import beam as run_beam
 from oss_ext.coarse import coarse_to_fine
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
@@ -204,6 +205,7 @@ def search(
     reduce: str | None = None,
     aggregate: str | None = None,
     start: str = "free",
+    beam: int = 1,
     off_grid: bool = False,
     max_batch: int | None = None,
     velocity_bytes: int = dp.VELOCITY_BYTES,
@@ -223,6 +225,8 @@ def search(
         reduce: joint only: ``log_mean`` (default; mean PSNR) or ``mean`` (PSNR of the mean).
         aggregate: instance only: also one schedule from all, by ``mean`` or ``median``.
         start: ``free``, the first step may start below the last teacher time, or ``pinned``.
+        beam: states per row that the dynamic programme of ``dp`` and ``best`` keeps; more cost as
+            many times the evaluations.
         off_grid: knots may stand between the teacher's times, for hosts that take any time.
         max_batch: rows per model call; None: the number of samples.
         velocity_bytes: memory for the velocities of a step; more are streamed.
@@ -234,7 +238,7 @@ def search(
     """
     budgets = check_budgets(steps, trajectory.steps)
     objective = make_objective(scope, reduce, aggregate, start)
-    planned = make_plan(quality, scope, trajectory.steps, budgets, start, budget, off_grid)
+    planned = make_plan(quality, scope, trajectory.steps, budgets, start, budget, off_grid, beam)
     trajectory.check_model(model)
     begin, samples = time.perf_counter(), trajectory.samples
     if trajectory.states.is_cuda:
@@ -245,15 +249,15 @@ def search(
     table, coarse_table = None, None
     with progress_bar("search", (planned.table + planned.coarse) * seen.samples, progress) as bar:
         evaluator = Evaluator(model, seen.samples, max_batch, bar.update)
-        options: dict[str, Any] = {
-            "reduce": objective.reduce, "start": start, "velocity_bytes": velocity_bytes
-        }  # fmt: skip
-        if planned.table:
+        options: dict[str, Any] = {"reduce": objective.reduce, "start": start}
+        if planned.table and beam > 1:
+            table = run_beam(evaluator, seen, budgets[-1], width=beam, **options).best()
+        options["velocity_bytes"] = velocity_bytes
+        if planned.table and beam == 1:
             table = dp.run(evaluator, seen, budgets[-1], **options)
         if planned.coarse:
-            coarse_table = coarse_to_fine(
-                evaluator, seen, budgets, stride=planned.stride, **options
-            )
+            stride = planned.stride
+            coarse_table = coarse_to_fine(evaluator, seen, budgets, stride=stride, **options)
     result = SearchResult(
         trajectory=trajectory,
         objective=objective,
@@ -304,6 +308,7 @@ def make_plan(
     start: str,
     budget: int | None,
     off_grid: bool,
+    beam: int = 1,
 ) -> Plan:
     """The plan that the options of ``search`` describe; ``ValueError`` on a contradiction."""
     quality = quality or ("balanced" if scope == "joint" else "dp")
@@ -311,7 +316,7 @@ def make_plan(
         raise ValueError(f"quality: expected 'dp' with scope {scope!r}, got {quality!r}")
     if off_grid and quality == "dp":
         raise ValueError("off_grid: expected a quality that refines, got 'dp'")
-    return plan(quality, teacher_steps, budgets, start, budget)
+    return plan(quality, teacher_steps, budgets, start, budget, beam)
 
 
 def _starts(

@@ -15,7 +15,8 @@ from driver_cases import (
     one_thread,  # noqa: F401
     random_case,
 )
-from oss_ext import coarse, dp
+from oss_ext import beam, coarse, dp
+from oss_ext.models.evaluation import Evaluator
 from oss_ext.plan import LEAST_RUNS, QUALITIES, plan
 from oss_ext.search import LEAST_SPLIT
 
@@ -174,6 +175,31 @@ def test_the_least_budget_is_enough(quality: str, seed: int) -> None:
     result = oss.search(model, trajectory, [3, 4], quality=quality, budget=least)
     assert result.nfe <= least + 4
     assert result.schedule(4).method == "refined"
+
+
+@pytest.mark.parametrize("quality", ["dp", "best"])
+@each_seed(2)
+def test_a_beam_takes_the_place_of_the_dynamic_programme(quality: str, seed: int) -> None:
+    model, trajectory = random_case("mixture", seed, steps=16, samples=4)
+    result = oss.search(model, trajectory, [2, 4], quality=quality, beam=3)
+    assert result.plan.table == beam.evaluations(16, 4, 3)
+    assert result.table is not None
+    evaluator = Evaluator(model, 4)
+    paths = beam.beam(evaluator, trajectory, 4, width=3, reduce="log_mean").paths(3)
+    schedule = result.schedule(3)
+    assert (schedule.indices, schedule.method) == (paths[0][0], "oss")
+    geometric = float(result.table.cost[2, 0].log().mean().exp())
+    assert geometric == pytest.approx(paths[0][1], rel=1e-6)
+    assert error_of(model, trajectory, schedule) == pytest.approx(paths[0][1], rel=1e-4)
+    if quality == "dp":
+        assert result.nfe == evaluator.nfe // 4 == result.plan.nfe
+
+
+@pytest.mark.parametrize("quality", ["fast", "balanced"])
+def test_a_beam_needs_a_dynamic_programme(quality: str) -> None:
+    model, trajectory = random_case("mixture", 0, steps=16, samples=3)
+    with pytest.raises(ValueError, match=r"^beam: expected 1 with quality .*, got 2"):
+        oss.search(model, trajectory, 2, quality=quality, beam=2)
 
 
 def test_balanced_is_the_default_and_the_programme_alone_of_an_instance_search() -> None:

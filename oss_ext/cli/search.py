@@ -57,6 +57,8 @@ from oss_ext.teacher import teacher as make_teacher
               "Algorithm 1 alone. [default: balanced; dp for an instance search]")  # fmt: skip
 @click.option("--budget", type=click.IntRange(1),
               help="Model evaluations per sample at most, the teacher's not counted.")  # fmt: skip
+@click.option("--beam", type=click.IntRange(1), default=1, show_default=True,
+              help="States per row that the dynamic programme of dp and best keeps.")  # fmt: skip
 @click.option("--off-grid", is_flag=True,
               help="Steps may also stand between the teacher's times.")  # fmt: skip
 @batch_option
@@ -79,6 +81,7 @@ def search(
     shift: float,
     quality: str | None,
     budget: int | None,
+    beam: int,
     off_grid: bool,
     max_batch: int | None,
     out: Path,
@@ -95,7 +98,7 @@ def search(
     # Whatever can be wrong is found before the teacher takes its time.
     check_budgets(steps, teacher_steps)
     make_objective(scope, reduce, aggregate, start or "free")
-    make_plan(quality, scope, teacher_steps, steps, start or "free", budget, off_grid)
+    make_plan(quality, scope, teacher_steps, steps, start or "free", budget, off_grid, beam)
     check_writable(out)
     model = choice.load(model_name)
     times = (
@@ -112,7 +115,9 @@ def search(
     if len(times) - 1 < teacher_steps:
         click.echo(f"note: the teacher's grid has {len(times) - 1} steps", err=True)
     check_budgets(steps, len(times) - 1)
-    planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", budget, off_grid)
+    planned = make_plan(
+        quality, scope, len(times) - 1, steps, start or "free", budget, off_grid, beam
+    )
     if not quiet:
         click.echo(f"teacher: {len(times) - 1} evaluations per sample; {planned}", err=True)
     initial = model.noise(samples, seed, start=float(times[-1]))
@@ -127,6 +132,7 @@ def search(
         reduce=reduce,
         aggregate=aggregate,
         start=start or "free",
+        beam=beam,
         off_grid=off_grid,
         max_batch=max_batch,
         progress=not quiet,
