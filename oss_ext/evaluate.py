@@ -268,8 +268,9 @@ def _with_interval(value: str, interval: Interval | None) -> str:
 
 
 def _footer(samples: int, data_range: float, against: str | None) -> list[str]:
+    noun = "sample" if samples == 1 else "samples"
     notes = [
-        f"{samples} held-out samples; PSNR with data range {data_range:.4g}, in dB",
+        f"{samples} held-out {noun}; PSNR with data range {data_range:.4g}, in dB",
         f"worst decile: PSNR of the mean error of the worst {worst_count(samples)}",
         "search evals: model evaluations per calibration sample, the teacher's included",
         f"±: half of the {100 * LEVEL:g} % interval, from {RESAMPLES} resamples of the samples"
