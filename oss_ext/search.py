@@ -275,8 +275,8 @@ def search(
     for k, nfe in planned.refine.items():
         starts = _starts(model, result, coarse_table, k)
         descents = DESCENTS[planned.quality]
-        # Every start is run once, and what comes of every descent is checked once.
-        while k * (len(starts) + min(descents, len(starts)) + 1) > nfe:
+        # What refinement needs at the least: see its budget.
+        while k * (len(starts) + min(descents, len(starts)) + 2) > nfe:
             descents, starts = (descents - 1, starts) if descents > 1 else (1, starts[:-1])
         refined[k] = refine(
             model,

@@ -187,11 +187,13 @@ def refine(
         )
     descents = arguments.whole_number("descents", descents)
     checked = min(descents, len(by_rows)) + 1
-    needed = steps * (len(by_rows) + checked)
+    needed = steps * (len(by_rows) + checked + 1)
     if budget is not None and arguments.whole_number("budget", budget) < needed:
         raise ValueError(f"budget: expected {needed} or more, got {budget}")
     seen, unseen = range(samples - held), range(samples - held, samples)
-    limit = math.inf if budget is None else budget * samples - checked * steps * held
+    # The checks at the end, and a trial that has begun, must be paid for too.
+    reserved = steps * (checked * held + len(seen))
+    limit = math.inf if budget is None else budget * samples - reserved
     with progress_bar("refine", 0 if budget is None else budget * samples, progress) as bar:
         group = math.ceil(len(seen) / GROUPS) if max_batch is None else max_batch
         evaluator = Evaluator(model, samples, group, bar.update)
