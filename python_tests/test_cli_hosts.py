@@ -46,6 +46,11 @@ def pipeline(folder: Path, tmp_path: Path) -> list[str]:
     return [f"--pipeline={folder}", "--prompts=prompts.txt", *sizes, "--quiet"]
 
 
+def test_a_host_of_whole_timesteps_takes_no_steps_between(oss: Oss) -> None:
+    outcome = oss("search", *TINY, "--steps=2", "--for=lightx2v", "--off-grid")
+    assert_misused(outcome, "--off-grid: lightx2v takes whole timesteps only")
+
+
 # --- pipelines ----------------------------------------------------------------------------------
 
 

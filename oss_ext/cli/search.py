@@ -31,7 +31,7 @@ from oss_ext.teacher import teacher as make_teacher
               help="Model; see `oss models`.")  # fmt: skip
 @model_options
 @click.option("--steps", type=Budgets(), default="5,10", show_default=True,
-              help="Budgets to write a schedule for; one search serves all.")  # fmt: skip
+              help="Budgets to write a schedule for.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(1), default=16, show_default=True,
               help="Calibration samples.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of the calibration noise.")
@@ -110,6 +110,8 @@ def search(
         needs = export.needs(host, model.path)
         if needs.pinned and start == "free":
             raise click.UsageError(f"--start: {host} needs a pinned start, got free")
+        if needs.whole_timesteps and off_grid:
+            raise click.UsageError(f"--off-grid: {host} takes whole timesteps only")
         start = "pinned" if needs.pinned else start
         times = export.whole_grid(times, model.path, shift) if needs.whole_timesteps else times
     if len(times) - 1 < teacher_steps:
