@@ -10,7 +10,7 @@ nothing of it is shipped here.
 
 The conditions are synthetic: smooth power laws with the anisotropy and the sample variance of a
 survey, in the ranges that the network was trained on. What is measured is the distance to the
-network's own 100-step result, for conditions and noise that the search has not seen.
+network's own result, for conditions and noise that the search has not seen.
 """
 
 from __future__ import annotations
