@@ -193,6 +193,13 @@ def test_a_budget_is_kept(budget: int, seed: int) -> None:
     assert found.error <= found.start_error
 
 
+def test_a_check_on_few_samples_does_not_choose_what_is_worse_than_the_start() -> None:
+    """Two validation samples speak for a descent from the worse start, which ended above it."""
+    model, trajectory = random_case("mixture", 1858007483, steps=14, samples=8)
+    found = refine(model, trajectory, starts_of(model, trajectory), budget=18)
+    assert found.error <= found.start_error
+
+
 @each_seed(1)
 def test_more_budget_is_no_worse(seed: int) -> None:
     model, trajectory = random_case("mixture", seed, steps=20, samples=4)

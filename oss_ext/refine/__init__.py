@@ -205,6 +205,8 @@ def refine(
         )
         start_score, start_rows = paths[0]
         ends = [descend(race, rows, score, _first_scale(rows)) for score, rows in paths[:descents]]
+        # From a worse start a descent may not get as far as the best one stands.
+        ends = [end for end in ends if float(end[1].mean()) <= float(start_score.mean())]
         found = [*sorted(ends, key=lambda end: float(end[1].mean())), (start_rows, start_score)]
         trials = len(by_rows) + race.trials
         if off_grid and race.may_go_on():
