@@ -27,7 +27,11 @@ def student_states(
         evaluator = Evaluator(model, len(noise), max_batch, bar.update)
         solver = solvers.get(schedule.solver)
         dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
-        yield from solvers.integrate(solver, evaluator.at, noise.to(dtype), schedule.times)
+        if schedule.orders:
+            solver.check_orders(schedule.orders, schedule.times)
+        yield from solvers.integrate(
+            solver, evaluator.at, noise.to(dtype), schedule.times, schedule.orders
+        )
 
 
 def sample(
@@ -44,7 +48,8 @@ def sample(
     below the teacher's last time. States are float32 (float64 for float64 noise).
 
     Raises:
-        ValueError: noise of the wrong shape or a velocity of the wrong shape.
+        ValueError: noise of the wrong shape or a velocity of the wrong shape; a solver that is
+            not known, or orders that it does not have.
         NonFiniteError: the model returned NaN or inf; the message names time and sample.
     """
     model.check_noise(noise)

@@ -28,6 +28,9 @@ from oss_ext.version import __version__
 
 FORMAT = "oss-schedule"
 FORMAT_VERSION = 1
+LATER = ("orders",)
+"""Attributes that files of earlier releases do not have."""
+
 SCOPES = ("joint", "instance")
 REDUCTIONS = ("none", "mean", "log_mean")
 STARTS = ("free", "pinned")
@@ -91,6 +94,7 @@ class Schedule:
         model, model_hash: name and fingerprint of the model searched with.
         path: the model's noise path.
         solver, teacher_solver: names of the student's and the teacher's solver.
+        orders: of the student's solver, one per step; the solver's usual ones if empty.
         method: how the schedule was made, ``oss`` or a baseline's name.
         objective: what the search minimised; None for a schedule that was not searched.
         cost: mean squared error of the final state on the calibration samples, per element.
@@ -114,6 +118,7 @@ class Schedule:
     search_nfe: int = 0
     package_version: str = __version__
     teacher_timesteps: tuple[float, ...] = ()
+    orders: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("model", "model_hash", "solver", "teacher_solver", "method",
@@ -140,6 +145,9 @@ class Schedule:
         if self.objective is not None:
             _expect(isinstance(self.objective, Objective), "objective", "null or an Objective",
                     self.objective)  # fmt: skip
+        self._make_tuple("orders", int, "whole numbers")
+        valid = len(self.orders) in (0, self.steps) and all(order >= 1 for order in self.orders)
+        _expect(valid, "orders", f"none or {self.steps} orders, 1 or more", self.orders)
         self._make_tuple("teacher_timesteps", float, "numbers")
         n = len(self.teacher_times) - 1
         valid = len(self.teacher_timesteps) in (0, n)
@@ -205,11 +213,11 @@ class Schedule:
         return self.times[0] < self.teacher_times[-1]
 
     def _part(self, times: Sequence[float]) -> Schedule:
-        """This schedule with other times, of which nothing was measured."""
+        """This schedule with other times, of which nothing was measured, in the usual orders."""
         rows = {t: i for i, t in enumerate(self.teacher_times)}
         known = all(t in rows for t in times)
         indices = tuple(rows[t] for t in times) if known else None
-        return replace(self, times=tuple(times), indices=indices, cost=None)
+        return replace(self, times=tuple(times), indices=indices, orders=(), cost=None)
 
     def cut(self, *, sigma: float | None = None, strength: float | None = None) -> Schedule:
         """The part for image-to-image, which starts from an image with noise added.
@@ -295,9 +303,10 @@ class Schedule:
             raise ScheduleError("checksum: the content was changed or damaged after it was written")
         given: dict[str, Any] = {}
         for field in fields(cls):
-            if field.name not in body:
+            if field.name in body:
+                given[field.name] = body[field.name]
+            elif field.name not in LATER:
                 raise ScheduleError(f"{field.name}: missing")
-            given[field.name] = body[field.name]
         try:
             given["path"] = path_from_dict(given["path"])
         except ValueError as error:

@@ -15,9 +15,9 @@ import pytest
 
 from driver_cases import each_seed, example_schedule
 from oss_ext import Schedule, ScheduleError, __version__
-from oss_ext.schedule import AGGREGATES, Objective, aggregate_indices
+from oss_ext.schedule import AGGREGATES, LATER, Objective, aggregate_indices
 
-FIELDS = [field.name for field in dataclasses.fields(Schedule)]
+FIELDS = [field.name for field in dataclasses.fields(Schedule) if field.name not in LATER]
 OFF_GRID = dataclasses.replace(example_schedule(), indices=None, times=(0.9, 0.21, 0.0))
 
 
@@ -208,10 +208,18 @@ def test_a_missing_field_is_named(field: str) -> None:
         Schedule.from_json(signed({}, without=field))
 
 
+@pytest.mark.parametrize("field", LATER)
+def test_a_file_of_an_earlier_release_has_the_usual_in_place_of_later_fields(field: str) -> None:
+    assert Schedule.from_json(signed({}, without=field)) == example_schedule()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("model", 3),
+        ("orders", [1]),
+        ("orders", [1, 0]),
+        ("orders", "12"),
         ("model", ["example"]),
         ("times", "1, 0"),
         ("times", [1, 0]),

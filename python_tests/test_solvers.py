@@ -1,29 +1,147 @@
-"""Solvers: pure steps, and the loop that runs them."""
+"""Solvers: what every one of them is held to, and the loop that runs them."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import oss_ext as oss
 from driver_cases import (
     each_seed,
     one_thread,  # noqa: F401
     random_mixture,
 )
 from oss_ext import solvers
-from oss_ext.noise import flow_grid
+from oss_ext.solvers import SOLVERS, Multistep
+from oss_ext.solvers.base import OUTPUTS
+from solver_cases import LESS_THAN_ITS_ORDER, draw, final_error, never
+
+each_solver = pytest.mark.parametrize("name", SOLVERS)
+each_multistep = pytest.mark.parametrize(
+    "name", [name for name, s in SOLVERS.items() if isinstance(s, Multistep)]
+)
 
 
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+# --- every solver -------------------------------------------------------------------------------
+
+
+@each_solver
+def test_its_error_falls_with_its_order(name: str) -> None:
+    """On the exact mixture, in float64: the slope of the error over the step."""
+    slopes = []
+    for seed in range(3):
+        errors = [final_error(name, steps, seed) for steps in (64, 128)]
+        slopes.append(math.log2(errors[0] / errors[1]))
+    expected = LESS_THAN_ITS_ORDER.get(name, SOLVERS[name].order)
+    assert sorted(slopes)[1] == pytest.approx(expected, abs=0.25)
+
+
+@each_solver
+def test_a_constant_output_is_integrated_exactly(name: str) -> None:
+    """Data that does not depend on the state: every solver is Euler, and Euler is exact."""
+    solver, target = solvers.get(name), draw(1, 3, 4)
+    if solver.output == "velocity":
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            return target
+    else:
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            return (x - target) / t
+
+    times = [0.9, 0.7, 0.4, 0.3, 0.1, 0.0]
+    noise = draw(2, 3, 4)
+    *_, last = solvers.integrate(solver, velocity, noise, times)
+    expected = noise - 0.9 * target if solver.output == "velocity" else target
+    torch.testing.assert_close(last, expected, rtol=0, atol=1e-12)
+
+
+@each_solver
+@each_seed(2)
+def test_it_runs_from_pure_noise_to_the_clean_end(name: str, seed: int) -> None:
+    """Both ends are limits: half the log-SNR is infinite there."""
+    model = random_mixture(seed)
+    trajectory = oss.teacher(model, model.noise(3, seed), 6, solver=name)
+    assert trajectory.times[-1] == 1
+    assert trajectory.states.isfinite().all()
+    assert trajectory.solver == name
+
+
+@each_solver
+def test_a_step_leaves_its_inputs_alone(name: str) -> None:
+    model = random_mixture(1)
+    noise = model.noise(2, 1)
+    before = noise.clone()
+    seen = []
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        v = model(x, torch.full((2,), t, dtype=torch.float64), torch.arange(2))
+        seen.append((v, v.clone()))
+        return v
+
+    list(solvers.integrate(solvers.get(name), velocity, noise, [0.9, 0.7, 0.5, 0.3, 0.0]))
+    assert torch.equal(noise, before)
+    assert all(torch.equal(v, copy) for v, copy in seen)
+
+
+@each_solver
+def test_it_evaluates_as_often_as_it_says(name: str) -> None:
+    solver, calls = solvers.get(name), []
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        calls.append(t)
+        return -x
+
+    times = [0.9, 0.8, 0.6, 0.4, 0.2, 0.1]
+    list(solvers.integrate(solver, velocity, torch.ones(1, 1), times))
+    assert len(calls) == 5 * solver.evaluations
+    assert set(times[:-1]) <= set(calls)
+
+
+@each_solver
+def test_its_usual_orders_can_be_made(name: str) -> None:
+    solver = solvers.get(name)
+    for times in ([1.0, 0.0], [1.0, 0.6, 0.0], [1.0, 0.8, 0.5, 0.3, 0.1, 0.0], [0.9, 0.5, 0.4]):
+        orders = solver.usual_orders(times)
+        solver.check_orders(orders, times)
+        assert max(orders) <= solver.order
+
+
+@each_multistep
+@each_seed(2)
+def test_the_coefficients_are_what_a_step_does(name: str, seed: int) -> None:
+    """The affine form that a search uses, on state, velocity and earlier outputs."""
+    solver = solvers.get(name)
+    assert isinstance(solver, Multistep)
+    times = [0.93, 0.71, 0.55, 0.42, 0.2, 0.11]
+    x, history, outputs = draw(seed, 2, 3), None, []
+    for k, (t, t_next) in enumerate(itertools.pairwise(times)):
+        v = draw(seed + k + 1, 2, 3)
+        order = solver.highest_order(k, t_next)
+        known = [torch.tensor(s, dtype=torch.float64) for s in times[k::-1]]
+        arrived = torch.tensor(history.order if history else 0)
+        given = solver.coefficients(
+            order, known, torch.tensor(t_next, dtype=torch.float64), arrived
+        )
+        basis = [x, v, *outputs]
+        expected = sum(float(c) * term for c, term in zip(given, basis, strict=False))
+        of_state, of_velocity = OUTPUTS[solver.output](known[0])
+        outputs.insert(0, of_state * x + of_velocity * v)
+        x, history = solver.step(history, x, v, t, t_next, order, never)
+        torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
+
+
+# --- Euler --------------------------------------------------------------------------------------
 
 
 def test_an_euler_step_follows_the_velocity() -> None:
     x, v = torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, -20.0]])
-    moved, history = solvers.get("euler").step(None, x, v, 0.75, 0.5)
+    moved, history = solvers.get("euler").step(None, x, v, 0.75, 0.5, 1, never)
     assert moved.tolist() == [[-1.5, 7.0]]
     assert history is None
     assert x.tolist() == [[1.0, 2.0]]  # state in, state out
@@ -37,28 +155,12 @@ def test_euler_is_ddim_in_the_models_own_coordinates(seed: int) -> None:
     t, t_next = (math.sin(a) / (math.cos(a) + math.sin(a)) for a in (angle, angle_next))
     x0, eps = x - t * v, x + (1 - t) * v
     ddim = math.cos(angle_next) * x0 + math.sin(angle_next) * eps
-    euler, _ = solvers.get("euler").step(None, x, v, t, t_next)
+    euler, _ = solvers.get("euler").step(None, x, v, t, t_next, 1, never)
     scale = math.cos(angle_next) + math.sin(angle_next)
     torch.testing.assert_close(scale * euler, ddim, rtol=0, atol=2e-14)
 
 
-@each_seed(2)
-def test_euler_converges_with_order_one(seed: int) -> None:
-    model = random_mixture(seed)
-    noise, sample = model.noise(8, seed), torch.arange(8)
-
-    def final(steps: int) -> Tensor:
-        def velocity(x: Tensor, t: float) -> Tensor:
-            return model(x, torch.full((8,), t, dtype=torch.float64), sample)
-
-        # Not down to t = 0: where samples decide for a component, a few steps are far off.
-        times = [t for t in flow_grid(steps).flip(0).tolist() if t >= 0.5]
-        *_, last = solvers.integrate(solvers.get("euler"), velocity, noise, times)
-        return last
-
-    exact = 2 * final(1024) - final(512)
-    errors = [float((final(steps) - exact).square().mean().sqrt()) for steps in (128, 256)]
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.1)
+# --- the loop -----------------------------------------------------------------------------------
 
 
 def test_integrate_asks_once_per_step_and_yields_every_state() -> None:
@@ -73,24 +175,53 @@ def test_integrate_asks_once_per_step_and_yields_every_state() -> None:
     assert asked == [1.0, 0.5]
 
 
-def test_integrate_hands_the_history_on() -> None:
-    class Counting:
+def test_integrate_hands_the_history_and_the_orders_on() -> None:
+    class Counting(solvers.Solver):
         name = "counting"
 
+        def highest_order(self, known: int, t_next: float) -> int:
+            return 1
+
         def step(
-            self, history: int | None, x: Tensor, velocity: Tensor, t: float, t_next: float
-        ) -> tuple[Tensor, int]:
-            history = (history or 0) + 1
+            self, history: Any, x: Tensor, velocity: Tensor, t: float, t_next: float, order: int,
+            evaluate: Any,
+        ) -> tuple[Tensor, Any]:  # fmt: skip
+            history = (history or 0) + order
             return x * 0 + history, history
 
-    path = solvers.integrate(Counting(), lambda x, t: x, torch.ones(1, 1), [1.0, 0.6, 0.3, 0.0])
-    assert [float(x) for x in path] == [1.0, 2.0, 3.0]
+    times, one = [1.0, 0.6, 0.3, 0.0], torch.ones(1, 1)
+    for orders, states in [((), [1.0, 2.0, 3.0]), ((1, 3, 2), [1.0, 4.0, 6.0])]:
+        path = solvers.integrate(Counting(), lambda x, t: x, one, times, orders)
+        assert [float(x) for x in path] == states
 
 
 def test_solvers_are_registered_under_their_own_names() -> None:
-    assert all(solver.name == name for name, solver in solvers.SOLVERS.items())
+    assert all(solver.name == name for name, solver in SOLVERS.items())
 
 
 def test_an_unknown_solver_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"^unknown solver 'magic'; known solvers: euler"):
         solvers.get("magic")
+
+
+# --- orders of a schedule -----------------------------------------------------------------------
+
+
+def student(orders: tuple[int, ...], solver: str = "dpmpp-2m") -> Tensor:
+    model = random_mixture(1)
+    trajectory = oss.teacher(model, model.noise(2, 1), 10)
+    schedule = trajectory.schedule((10, 7, 4, 2, 0), solver=solver, orders=orders)
+    return oss.sample(model, trajectory.noise, schedule)
+
+
+def test_a_schedule_without_orders_takes_the_solvers_usual_ones() -> None:
+    assert torch.equal(student(()), student((1, 2, 2, 1)))
+    assert not torch.equal(student(()), student((1, 2, 1, 1)))
+    assert torch.equal(student((1, 1, 1, 1)), student((), solver="euler"))
+
+
+@pytest.mark.parametrize("orders", [(1, 3, 2, 1), (2, 2, 2, 1), (1, 2, 2, 2)])
+def test_orders_that_a_solver_does_not_have_are_refused(orders: tuple[int, ...]) -> None:
+    message = r"^orders: expected one per step, at most \[1, 2, 2, 1\] with solver 'dpmpp-2m', got"
+    with pytest.raises(ValueError, match=message):
+        student(orders)

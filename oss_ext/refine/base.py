@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,8 @@ class Runner:
         self._known: OrderedDict[tuple[int, Rows], list[Any]] = OrderedDict()
         self.last_row = len(self.times) - 1
         group = trajectory.states[0, : evaluator.block]
-        self._keep = max(trajectory.steps + 1, keep_bytes // (2 * group.nbytes))
+        tensors = 2 if self._solver.order == 1 else 3  # state, velocity, what the history adds
+        self._keep = max(trajectory.steps + 1, keep_bytes // (tensors * group.nbytes))
 
     def groups(self, samples: Sequence[int]) -> Iterator[Tensor]:
         """``samples`` in the groups that are run at once."""
@@ -65,8 +67,9 @@ class Runner:
                 break
         else:
             known = 1
+        orders = self._solver.usual_orders([self.times[row] for row in rows])
         for k in range(known, len(rows)):
-            self._step(name, rows[:k], rows[k], group)
+            self._step(name, rows[:k], rows[k], orders[k - 1], group)
         x = self._entry(name, rows, group)[0]
         return (x - self._trajectory.final[group.to(x.device)]).flatten(1)
 
@@ -87,12 +90,13 @@ class Runner:
         self._known.move_to_end(key)
         return self._known[key]
 
-    def _step(self, name: int, prefix: Rows, row: int, group: Tensor) -> None:
+    def _step(self, name: int, prefix: Rows, row: int, order: int, group: Tensor) -> None:
         entry = self._entry(name, prefix, group)
         t, t_next = self.times[prefix[-1]], self.times[row]
         if entry[2] is None:
             entry[2] = self._evaluator.at(entry[0], t, group)
-        x, history = self._solver.step(entry[1], entry[0], entry[2], t, t_next)
+        evaluate = functools.partial(self._evaluator.at, samples=group)
+        x, history = self._solver.step(entry[1], entry[0], entry[2], t, t_next, order, evaluate)
         self._known[name, (*prefix, row)] = [x, history, None]
         while len(self._known) > self._keep:
             self._known.popitem(last=False)

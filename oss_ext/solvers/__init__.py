@@ -1,13 +1,14 @@
-"""Solvers by name. A new solver is a file and a line in SOLVERS."""
+"""Solvers by name. A new family is a file and its name in SOLVERS."""
 
 from __future__ import annotations
 
-from oss_ext.solvers.base import Solver, integrate
-from oss_ext.solvers.euler import Euler
+from oss_ext.solvers import dpmpp, euler
+from oss_ext.solvers.base import Multistep, Singlestep, Solver, integrate
 
-__all__ = ["SOLVERS", "Solver", "get", "integrate"]
+__all__ = ["SOLVERS", "Multistep", "Singlestep", "Solver", "get", "integrate"]
 
-SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (Euler(),)}
+_FAMILIES: tuple[tuple[Solver, ...], ...] = (euler.FAMILY, dpmpp.FAMILY)
+SOLVERS: dict[str, Solver] = {solver.name: solver for family in _FAMILIES for solver in family}
 
 
 def get(name: str) -> Solver:

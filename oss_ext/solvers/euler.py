@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from oss_ext.solvers.base import Multistep
 
-class Euler:
+
+class Euler(Multistep):
     """``x + (t_next - t) v``; the difference is taken in float64 and rounded once."""
 
     name = "euler"
+    title = "Euler = DDIM = DPM-Solver-1"
+    order = 1
 
-    def step(
-        self, history: None, x: Tensor, velocity: Tensor, t: float, t_next: float
-    ) -> tuple[Tensor, None]:
-        return torch.add(x, velocity, alpha=t_next - t), None
+    def weights(
+        self, order: int, times: Sequence[Tensor], t_next: Tensor, arrived: Tensor
+    ) -> list[Tensor]:
+        return []
+
+
+FAMILY = (Euler(),)
