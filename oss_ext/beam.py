@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class Beam:
     def best(self) -> dp.Table:
         """The best path of every row, as the table of a search."""
         cost = torch.stack([slots[0] for slots in self.cost])
-        return _Best(cost, torch.stack([slots[0] for slots in self.source]), self)
+        return _Best(cost, torch.stack([slots[0] for slots in self.source]), beam=self)
 
     def _path(self, steps: int, slot: int, sample: int) -> Rows:
         rows = [0]
@@ -96,7 +96,7 @@ class Beam:
 class _Best(dp.Table):
     """A table whose best path need not lead through the best path of the rows before."""
 
-    beam: Beam
+    beam: Beam = field(kw_only=True)
 
     def backtrack(self, steps: int, sample: int = 0) -> Rows:
         return self.beam.paths(steps, sample)[0][0]

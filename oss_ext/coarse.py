@@ -64,6 +64,8 @@ def coarse_to_fine(
     stride: int = 4,
     band: int | None = None,
     velocity_bytes: int = dp.VELOCITY_BYTES,
+    solver: str = "euler",
+    fixed_order: bool = False,
 ) -> dp.Table:
     """The table of a search over all rows, at the price of the rows near a coarse search's paths.
 
@@ -71,7 +73,8 @@ def coarse_to_fine(
         evaluator: of the model.
         trajectory: the teacher.
         budgets: the numbers of steps wanted, each 1 to N.
-        reduce, start, velocity_bytes: as in ``dp.run``. With ``none`` every sample has its band.
+        reduce, start, velocity_bytes, solver, fixed_order: as in ``dp.run``. With the reduction
+            ``none`` every sample has its band.
         stride: of the coarse search.
         band: rows to either side of a coarse path's; None: ``stride``, which covers the gaps.
 
@@ -85,7 +88,10 @@ def coarse_to_fine(
     """
     wanted, band = _check(trajectory.steps, budgets, stride, band)
     seen, rows = trajectory.thinned(stride)
-    search = functools.partial(dp.run, reduce=reduce, start=start, velocity_bytes=velocity_bytes)
+    search = functools.partial(
+        dp.run, reduce=reduce, start=start, velocity_bytes=velocity_bytes, solver=solver,
+        fixed_order=fixed_order,
+    )  # fmt: skip
     coarse = search(evaluator, seen, wanted[-1])
     allowed = _near(coarse, rows, wanted, band)
     return search(evaluator, trajectory, wanted[-1], allowed=allowed)

@@ -60,6 +60,7 @@ def plan(
     start: str = "free",
     budget: int | None = None,
     width: int = 1,
+    per_step: int = 1,
 ) -> Plan:
     """The plan of ``search(quality=...)``.
 
@@ -72,6 +73,7 @@ def plan(
         budgets: numbers of steps asked for.
         start: ``free`` or ``pinned``.
         budget: evaluations per sample at most, all stages together; shortens refinement.
+        per_step: model evaluations of a student's step.
         width: states per row that the dynamic programme keeps; more is a beam, whose further
             evaluations come on top.
 
@@ -89,7 +91,7 @@ def plan(
         table = beam.evaluations(teacher_steps, max(budgets), width, start)
     refine, least = {}, {}
     if quality in SHARES:
-        least = {k: LEAST_RUNS * k for k in budgets}
+        least = {k: LEAST_RUNS * k * per_step for k in budgets}
         for k in budgets:
             own = SHARES[quality] * (teacher_steps + full[k]) - teacher_steps
             refine[k] = max(least[k], int(own) - (full[k] if table else 0))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext import arguments, baselines, dp
+from oss_ext import arguments, baselines, dp, solvers
 from oss_ext.beam import beam as run_beam
 from oss_ext.coarse import coarse_to_fine
 from oss_ext.models.base import Model
@@ -46,6 +46,7 @@ class SearchResult:
         objective: what was minimised.
         steps: the budgets asked for, ascending.
         plan: what the search was to spend.
+        solver: of the student.
         table: costs and parents of the dynamic programme, for all budgets up to the largest; None
             without one.
         refined: by budget, what refinement found.
@@ -60,6 +61,7 @@ class SearchResult:
     objective: Objective
     steps: tuple[int, ...]
     plan: Plan
+    solver: str
     table: dp.Table | None
     nfe: int
     block: int
@@ -81,24 +83,26 @@ class SearchResult:
             return self.refined[steps].schedule
         table = self._table(steps)
         if self.objective.scope == "joint":
-            return self._build(steps, table.backtrack(steps), self.cost(steps))
+            rows = table.backtrack(steps)
+            return self._build(rows, self.cost(steps), table.orders(rows))
         if self.objective.aggregate is None:
             raise ValueError(
                 "an instance search has a schedule per sample: use schedules(steps), or search "
                 "with aggregate='mean' or 'median'"
             )
         paths = [table.backtrack(steps, b) for b in range(self.trajectory.samples)]
-        # An averaged path was never run, so it has no cost yet.
-        return self._build(steps, aggregate_indices(paths, self.objective.aggregate), None)
+        # An averaged path was never run, so it has no cost yet, and the solver's usual orders.
+        return self._build(aggregate_indices(paths, self.objective.aggregate), None)
 
     def schedules(self, steps: int) -> list[Schedule]:
         """One schedule per sample; the same one for all after a joint search."""
         if self.objective.scope == "joint":
             return [self.schedule(steps)] * self.trajectory.samples
         table = self._table(steps)
+        paths = [table.backtrack(steps, b) for b in range(self.trajectory.samples)]
         return [
-            self._build(steps, table.backtrack(steps, b), float(table.cost[steps - 1, 0, b]))
-            for b in range(self.trajectory.samples)
+            self._build(rows, float(table.cost[steps - 1, 0, b]), table.orders(rows, b))
+            for b, rows in enumerate(paths)
         ]
 
     def cost(self, steps: int) -> float:
@@ -139,9 +143,13 @@ class SearchResult:
         arguments.whole_number("steps", steps, most=self.table.steps)
         return self.table
 
-    def _build(self, steps: int, indices: tuple[int, ...], cost: float | None) -> Schedule:
+    def _build(
+        self, indices: tuple[int, ...], cost: float | None, orders: tuple[int, ...] = ()
+    ) -> Schedule:
         return self.trajectory.schedule(
             indices,
+            solver=self.solver,
+            orders=orders,
             objective=self.objective,
             cost=cost,
             samples=self._table(len(indices) - 1).cost.shape[2],
@@ -153,7 +161,8 @@ class SearchResult:
         o, t = self.objective, self.trajectory
         how = f"{self.plan.quality}, {o.scope}, {o.aggregate or o.reduce}, {o.start} start"
         lines = [
-            f"{t.model}: {t.samples} samples, teacher {t.steps} steps ({t.solver}), {how}",
+            f"{t.model}: {t.samples} samples, teacher {t.steps} steps ({t.solver}), student "
+            f"{self.solver}, {how}",
             f"{t.nfe} + {self.nfe} model evaluations per sample (teacher + search), "
             f"in blocks of {self.block}; {t.seconds:.1f} + {self.seconds:.1f} s; "
             f"peak memory {self.peak_bytes / 2**20:.0f} MiB",
@@ -205,6 +214,8 @@ def search(
     reduce: str | None = None,
     aggregate: str | None = None,
     start: str = "free",
+    solver: str = "euler",
+    fixed_order: bool = False,
     beam: int = 1,
     off_grid: bool = False,
     max_batch: int | None = None,
@@ -225,8 +236,11 @@ def search(
         reduce: joint only: ``log_mean`` (default; mean PSNR) or ``mean`` (PSNR of the mean).
         aggregate: instance only: also one schedule from all, by ``mean`` or ``median``.
         start: ``free``, the first step may start below the last teacher time, or ``pinned``.
+        solver: of the student, a name in ``oss_ext.solvers.SOLVERS``. A multistep one may take
+            every step in its order or any lower one (paper Algorithm 2); the schedule says which.
+        fixed_order: only the solver's usual orders, for hosts that cannot vary them.
         beam: states per row that the dynamic programme of ``dp`` and ``best`` keeps; more cost as
-            many times the evaluations.
+            many times the evaluations. Euler only.
         off_grid: knots may stand between the teacher's times, for hosts that take any time.
         max_batch: rows per model call; None: the number of samples.
         velocity_bytes: memory for the velocities of a step; more are streamed.
@@ -238,7 +252,14 @@ def search(
     """
     budgets = check_budgets(steps, trajectory.steps)
     objective = make_objective(scope, reduce, aggregate, start)
-    planned = make_plan(quality, scope, trajectory.steps, budgets, start, budget, off_grid, beam)
+    per_step = solvers.get(solver).evaluations
+    planned = make_plan(
+        quality, scope, trajectory.steps, budgets, start, budget, off_grid, beam, per_step
+    )
+    if planned.table or planned.coarse:
+        dp.served(solver)
+    if beam > 1 and solver != "euler":
+        raise ValueError(f"beam: expected 1 with solver {solver!r}, got {beam}")
     trajectory.check_model(model)
     begin, samples = time.perf_counter(), trajectory.samples
     if trajectory.states.is_cuda:
@@ -252,7 +273,7 @@ def search(
         options: dict[str, Any] = {"reduce": objective.reduce, "start": start}
         if planned.table and beam > 1:
             table = run_beam(evaluator, seen, budgets[-1], width=beam, **options).best()
-        options["velocity_bytes"] = velocity_bytes
+        options |= {"solver": solver, "fixed_order": fixed_order, "velocity_bytes": velocity_bytes}
         if planned.table and beam == 1:
             table = dp.run(evaluator, seen, budgets[-1], **options)
         if planned.coarse:
@@ -263,6 +284,7 @@ def search(
         objective=objective,
         steps=tuple(budgets),
         plan=planned,
+        solver=solver,
         table=table,
         nfe=math.ceil(evaluator.nfe / samples),
         block=evaluator.block,
@@ -276,7 +298,7 @@ def search(
         starts = _starts(model, result, coarse_table, k)
         descents = DESCENTS[planned.quality]
         # What refinement needs at the least: see its budget.
-        while k * (len(starts) + min(descents, len(starts)) + 2) > nfe:
+        while k * per_step * (len(starts) + min(descents, len(starts)) + 2) > nfe:
             descents, starts = (descents - 1, starts) if descents > 1 else (1, starts[:-1])
         refined[k] = refine(
             model,
@@ -309,6 +331,7 @@ def make_plan(
     budget: int | None,
     off_grid: bool,
     beam: int = 1,
+    per_step: int = 1,
 ) -> Plan:
     """The plan that the options of ``search`` describe; ``ValueError`` on a contradiction."""
     quality = quality or ("balanced" if scope == "joint" else "dp")
@@ -316,7 +339,7 @@ def make_plan(
         raise ValueError(f"quality: expected 'dp' with scope {scope!r}, got {quality!r}")
     if off_grid and quality == "dp":
         raise ValueError("off_grid: expected a quality that refines, got 'dp'")
-    return plan(quality, teacher_steps, budgets, start, budget, beam)
+    return plan(quality, teacher_steps, budgets, start, budget, beam, per_step)
 
 
 def _starts(
@@ -324,16 +347,20 @@ def _starts(
 ) -> list[Schedule]:
     """Where the refinement of a budget begins."""
     trajectory, pinned = result.trajectory, result.objective.start == "pinned"
-    paths = [table.backtrack(steps) for table in (result.table, coarse_table) if table is not None]
-    starts = [trajectory.schedule(rows) for rows in paths]
+    starts = []
+    for table in (result.table, coarse_table):
+        if table is not None:
+            rows = table.backtrack(steps)
+            starts.append(trajectory.schedule(rows, orders=table.orders(rows)))
     calibration = baselines.Calibration(model, trajectory, steps)
     for name in STARTS[result.plan.quality]:
         try:
             made = baselines.BASELINES[name].make(calibration, steps)
         except baselines.UnableError:
             continue
-        rows = trajectory.nearest_rows(made.times)
-        if not pinned or rows[0] == trajectory.steps:
-            starts.append(trajectory.schedule(rows, method=name))
+        nearest = trajectory.nearest_rows(made.times)
+        if not pinned or nearest[0] == trajectory.steps:
+            starts.append(trajectory.schedule(nearest, method=name))
     # What was spent before refinement, to be counted in what comes of it.
-    return [replace(s, search_nfe=trajectory.nfe + result.nfe) for s in starts]
+    spent = trajectory.nfe + result.nfe
+    return [replace(s, solver=result.solver, search_nfe=spent) for s in starts]

@@ -294,12 +294,13 @@ def test_exit_codes_of_the_process(arguments: list[str], code: int, tmp_path: Pa
 # Says when the search has begun. A process started in the background may ignore Ctrl-C: not here.
 INTERRUPTIBLE = """
 import signal
-from oss_ext import cli, dp
-step = dp._step
+from oss_ext import cli
+from oss_ext.dp import EulerSteps
+step = EulerSteps.step
 def announced(*args):
     print("searching", flush=True)
     return step(*args)
-dp._step = announced
+EulerSteps.step = announced
 signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.main()
 """

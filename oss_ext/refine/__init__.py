@@ -11,15 +11,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, solvers
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.progress import progress_bar
-from oss_ext.refine.base import GROUPS, KEEP_BYTES, Race, Rows, Runner, is_worse, mean_error
+from oss_ext.refine.base import (
+    GROUPS,
+    KEEP_BYTES,
+    Orders,
+    Race,
+    Rows,
+    Runner,
+    is_worse,
+    mean_error,
+)
 from oss_ext.refine.exhaustive import exhaustive
 from oss_ext.refine.newton import gauss_newton
 from oss_ext.refine.sweep import sweep
@@ -100,6 +110,18 @@ def descend(race: Race, rows: Rows, score: Tensor, scale: int) -> tuple[Rows, Te
     return rows, score
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A path and its score on the samples descended on."""
+
+    rows: Rows
+    orders: Orders
+    score: Tensor
+
+    def mean(self) -> float:
+        return float(self.score.mean())
+
+
 def _nearer(value: float, other: float) -> float:
     return value if math.isinf(value) else value + (other - value) / 4
 
@@ -109,22 +131,24 @@ def _first_scale(rows: Rows) -> int:
     return 1 << int(math.log2(max(1, rows[0] // (2 * len(rows)))))
 
 
-def _check_starts(starts: Sequence[Schedule], trajectory: Trajectory) -> dict[Rows, Schedule]:
-    """The starts by their rows; ``ValueError`` if they are not of a kind, on the one grid."""
+def _check_starts(
+    starts: Sequence[Schedule], trajectory: Trajectory
+) -> dict[tuple[Rows, Orders], Schedule]:
+    """The starts by rows and orders; ``ValueError`` unless of a kind, on the one grid."""
     if not starts or not all(isinstance(s, Schedule) for s in starts):
         raise ValueError(f"starts: expected one or more schedules, got {starts!r:.100}")
     lengths = {s.steps for s in starts}
     if len(lengths) > 1:
         raise ValueError(f"starts: expected schedules of as many steps, got {sorted(lengths)}")
     grid = tuple(trajectory.times.tolist())
-    by_rows: dict[Rows, Schedule] = {}
+    by_path: dict[tuple[Rows, Orders], Schedule] = {}
     for s in starts:
         if s.indices is None or s.teacher_times != grid or s.indices[-1] != 0:
             raise ValueError("starts: expected schedules on the teacher's grid, to its clean end")
-        by_rows.setdefault(s.indices, s)
+        by_path.setdefault((s.indices, s.orders), s)
     if len({s.solver for s in starts}) > 1:
         raise ValueError("starts: expected schedules of one solver")
-    return by_rows
+    return by_path
 
 
 def refine(
@@ -171,8 +195,8 @@ def refine(
         NonFiniteError: the model returned NaN or inf.
     """
     candidates = [starts] if isinstance(starts, Schedule) else list(starts)
-    by_rows = _check_starts(candidates, trajectory)
-    steps = len(next(iter(by_rows))) - 1
+    by_path = _check_starts(candidates, trajectory)
+    steps = candidates[0].steps
     trajectory.check_model(model)
     pinned = start == "pinned"
     objective = Objective(reduce=reduce, start=start)
@@ -186,47 +210,55 @@ def refine(
             f"or 0, got {validation}"
         )
     descents = arguments.whole_number("descents", descents)
-    checked = min(descents, len(by_rows)) + 1
-    needed = steps * (len(by_rows) + checked + 1)
+    checked = min(descents, len(by_path)) + 1
+    run = steps * solvers.get(candidates[0].solver).evaluations
+    needed = run * (len(by_path) + checked + 1)
     if budget is not None and arguments.whole_number("budget", budget) < needed:
         raise ValueError(f"budget: expected {needed} or more, got {budget}")
     seen, unseen = range(samples - held), range(samples - held, samples)
     # The checks at the end, and a trial that has begun, must be paid for too.
-    reserved = steps * (checked * held + len(seen))
+    reserved = run * (checked * held + len(seen))
     limit = math.inf if budget is None else budget * samples - reserved
     with progress_bar("refine", 0 if budget is None else budget * samples, progress) as bar:
         group = math.ceil(len(seen) / GROUPS) if max_batch is None else max_batch
         evaluator = Evaluator(model, samples, group, bar.update)
         runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes)
-        race = Race(runner, evaluator, seen, reduce=reduce, pinned=pinned, limit=limit)
+        options: dict[str, Any] = {"reduce": reduce, "pinned": pinned, "limit": limit}
         paths = sorted(
-            ((runner.values(rows, seen, reduce), rows) for rows in by_rows),
-            key=lambda item: float(item[0].mean()),
-        )
-        start_score, start_rows = paths[0]
-        ends = [descend(race, rows, score, _first_scale(rows)) for score, rows in paths[:descents]]
-        # From a worse start a descent may not get as far as the best one stands.
-        ends = [end for end in ends if float(end[1].mean()) <= float(start_score.mean())]
-        found = [*sorted(ends, key=lambda end: float(end[1].mean())), (start_rows, start_score)]
-        trials = len(by_rows) + race.trials
-        if off_grid and race.may_go_on():
-            runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes, FINENESS)
-            race = Race(runner, evaluator, seen, reduce=reduce, pinned=pinned, limit=limit)
-            found = [(tuple(FINENESS * row for row in rows), score) for rows, score in found]
-            found[0] = descend(race, *found[0], FINENESS // 2)
+            (_Found(rows, orders, runner.values(rows, seen, reduce, orders))
+             for rows, orders in by_path),
+            key=_Found.mean,
+        )  # fmt: skip
+        best_start = paths[0]
+        trials, ends = len(by_path), []
+        for path in paths[:descents]:
+            race = Race(runner, evaluator, seen, orders=path.orders, **options)
+            rows, score = descend(race, path.rows, path.score, _first_scale(path.rows))
             trials += race.trials
-        checks = [runner.values(rows, unseen, reduce) for rows, _ in found] if held else []
+            # From a worse start a descent may not get as far as the best one stands.
+            if float(score.mean()) <= best_start.mean():
+                ends.append(_Found(rows, path.orders, score))
+        found = [*sorted(ends, key=_Found.mean), best_start]
+        if off_grid and evaluator.nfe < limit:
+            runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes, FINENESS)
+            found = [replace(f, rows=tuple(FINENESS * row for row in f.rows)) for f in found]
+            race = Race(runner, evaluator, seen, orders=found[0].orders, **options)
+            rows, score = descend(race, found[0].rows, found[0].score, FINENESS // 2)
+            found[0] = replace(found[0], rows=rows, score=score)
+            trials += race.trials
+        checks = [runner.values(f.rows, unseen, reduce, f.orders) for f in found] if held else []
         chosen = 0
         for k in range(1, len(checks)):
             chosen = k if is_worse(checks[chosen] - checks[k]) else chosen
-        best_rows, best_score = found[chosen]
-        cost = float(runner.values(best_rows, seen, "mean").mean())
-    begun = by_rows[paths[0][1]]
+        best = found[chosen]
+        cost = float(runner.values(best.rows, seen, "mean", best.orders).mean())
+    begun = by_path[best_start.rows, best_start.orders]
     # The teacher's own evaluations, and those of the searches that the starts came from.
     before = max(trajectory.nfe, *(s.search_nfe for s in candidates))
     schedule = trajectory.schedule_at(
-        [runner.times[row] for row in best_rows],
+        [runner.times[row] for row in best.rows],
         solver=begun.solver,
+        orders=best.orders,
         method="refined",
         objective=objective,
         cost=cost,
@@ -236,8 +268,8 @@ def refine(
     return Refinement(
         schedule=schedule,
         start=begun,
-        error=mean_error(best_score, reduce),
-        start_error=mean_error(start_score, reduce),
+        error=mean_error(best.score, reduce),
+        start_error=mean_error(best_start.score, reduce),
         validation=mean_error(checks[chosen], reduce) if checks else None,
         start_validation=mean_error(checks[-1], reduce) if checks else None,
         trials=trials,

@@ -25,6 +25,7 @@ KEEP_BYTES = 2**29
 """Memory for the states and velocities of paths that were run."""
 
 Rows = tuple[int, ...]
+Orders = tuple[int, ...]
 
 
 class Runner:
@@ -48,8 +49,9 @@ class Runner:
     ) -> None:
         self._evaluator, self._trajectory = evaluator, trajectory
         self._solver, self.times = solvers.get(solver), fine_times(trajectory, fineness)
-        # What is known after a prefix of rows: state, history and, once it was needed, velocity.
-        self._known: OrderedDict[tuple[int, Rows], list[Any]] = OrderedDict()
+        # What is known after a prefix of rows, taken in some orders: state, history and, once it
+        # was needed, velocity.
+        self._known: OrderedDict[tuple[int, Rows, Orders], list[Any]] = OrderedDict()
         self.last_row = len(self.times) - 1
         group = trajectory.states[0, : evaluator.block]
         tensors = 2 if self._solver.order == 1 else 3  # state, velocity, what the history adds
@@ -59,45 +61,54 @@ class Runner:
         """``samples`` in the groups that are run at once."""
         yield from torch.tensor(list(samples)).split(self._evaluator.block)
 
-    def residuals(self, rows: Rows, group: Tensor) -> Tensor:
-        """Where the path ``rows`` (descending, to 0) ends, less the teacher's end, ``[n, D]``."""
+    def residuals(self, rows: Rows, group: Tensor, orders: Orders = ()) -> Tensor:
+        """Where the path ``rows`` (descending, to 0) ends, less the teacher's end, ``[n, D]``.
+
+        ``orders`` are those of its steps; the solver's usual ones if empty.
+        """
         name = int(group[0])
+        # These are the same for all paths of as many steps, so what is known before a step serves.
+        orders = orders or self._solver.usual_orders([self.times[row] for row in rows])
         for known in range(len(rows), 1, -1):
-            if (name, rows[:known]) in self._known:
+            if (name, rows[:known], orders[: known - 1]) in self._known:
                 break
         else:
             known = 1
-        orders = self._solver.usual_orders([self.times[row] for row in rows])
         for k in range(known, len(rows)):
-            self._step(name, rows[:k], rows[k], orders[k - 1], group)
-        x = self._entry(name, rows, group)[0]
+            self._step(name, rows[: k + 1], orders[:k], group)
+        x = self._entry(name, rows, orders, group)[0]
         return (x - self._trajectory.final[group.to(x.device)]).flatten(1)
 
-    def errors(self, rows: Rows, group: Tensor) -> Tensor:
+    def errors(self, rows: Rows, group: Tensor, orders: Orders = ()) -> Tensor:
         """Mean squared final error of the path ``rows``, ``[len(group)]`` float64."""
-        return self.residuals(rows, group).double().square().mean(dim=1).cpu()
+        return self.residuals(rows, group, orders).double().square().mean(dim=1).cpu()
 
-    def values(self, rows: Rows, samples: Sequence[int], reduce: str) -> Tensor:
+    def values(
+        self, rows: Rows, samples: Sequence[int], reduce: str, orders: Orders = ()
+    ) -> Tensor:
         """What a search averages and minimises for ``rows``, of every one of ``samples``."""
-        errors = [self.errors(rows, group) for group in self.groups(samples)]
+        errors = [self.errors(rows, group, orders) for group in self.groups(samples)]
         return _value(torch.cat(errors), reduce)
 
-    def _entry(self, name: int, prefix: Rows, group: Tensor) -> list[Any]:
-        key = (name, prefix)
+    def _entry(self, name: int, prefix: Rows, orders: Orders, group: Tensor) -> list[Any]:
+        key = (name, prefix, orders)
         if key not in self._known:  # a start: the noise as it is, whatever the first row
             self._known[key] = [self._trajectory.noise[group.to(self._trajectory.noise.device)],
                                 None, None]  # fmt: skip
         self._known.move_to_end(key)
         return self._known[key]
 
-    def _step(self, name: int, prefix: Rows, row: int, order: int, group: Tensor) -> None:
-        entry = self._entry(name, prefix, group)
-        t, t_next = self.times[prefix[-1]], self.times[row]
-        if entry[2] is None:
-            entry[2] = self._evaluator.at(entry[0], t, group)
+    def _step(self, name: int, prefix: Rows, orders: Orders, group: Tensor) -> None:
+        """The last step of ``prefix``, from what is known before it."""
+        entry = self._entry(name, prefix[:-1], orders[:-1], group)
+        t, t_next = self.times[prefix[-2]], self.times[prefix[-1]]
         evaluate = functools.partial(self._evaluator.at, samples=group)
-        x, history = self._solver.step(entry[1], entry[0], entry[2], t, t_next, order, evaluate)
-        self._known[name, (*prefix, row)] = [x, history, None]
+        if entry[2] is None:
+            entry[2] = evaluate(entry[0], t)
+        x, history = self._solver.step(
+            entry[1], entry[0], entry[2], t, t_next, orders[-1], evaluate
+        )
+        self._known[name, prefix, orders] = [x, history, None]
         while len(self._known) > self._keep:
             self._known.popitem(last=False)
 
@@ -110,6 +121,7 @@ class Race:
 
     Attributes:
         reduce: ``mean`` or ``log_mean``.
+        orders: of the steps of every path that is raced; the solver's usual ones if empty.
         first: the first knot that may move: 0, or 1 with a pinned start.
         last_row: where a path may start.
         trials: paths that were raced.
@@ -125,9 +137,10 @@ class Race:
         reduce: str,
         pinned: bool,
         limit: float,
+        orders: Orders = (),
     ) -> None:
         self._runner, self._evaluator, self._limit = runner, evaluator, limit
-        self._groups, self.reduce = list(runner.groups(samples)), reduce
+        self._groups, self.reduce, self.orders = list(runner.groups(samples)), reduce, orders
         self.first, self.last_row = int(pinned), runner.last_row
         self.trials = 0
         seen = torch.tensor([len(group) for group in self._groups]).cumsum(0)
@@ -144,7 +157,7 @@ class Race:
 
     def residuals(self, rows: Rows) -> Tensor:
         """Final residuals of ``rows`` on the front, ``[n, D]``."""
-        return torch.cat([self._runner.residuals(rows, group) for group in self.front])
+        return torch.cat([self._runner.residuals(rows, group, self.orders) for group in self.front])
 
     def values(self, rows: Rows) -> Tensor:
         """What is averaged and minimised for ``rows`` on the front, ``[n]``."""
@@ -164,7 +177,7 @@ class Race:
         return torch.cat(values) if float(difference.mean()) < 0 else None
 
     def _values(self, rows: Rows, group: Tensor) -> Tensor:
-        return _value(self._runner.errors(rows, group), self.reduce)
+        return _value(self._runner.errors(rows, group, self.orders), self.reduce)
 
 
 def fine_times(trajectory: Trajectory, fineness: int) -> list[float]:

@@ -20,10 +20,13 @@ def exhaustive(
     *,
     reduce: str = "log_mean",
     start: str = "free",
+    solver: str = "euler",
     max_batch: int | None = None,
     most: int = 20_000,
 ) -> tuple[Schedule, float]:
     """The best of all schedules of ``steps`` steps on the teacher's grid, and its error.
+
+    The student takes them with ``solver`` in its usual orders.
 
     The oracle for small cases: paths share what they have in common, but there are ``binomial(N,
     steps)`` of them.
@@ -40,7 +43,7 @@ def exhaustive(
     if count > most:
         raise ValueError(f"steps: expected at most {most} schedules to try, got {count}")
     evaluator = Evaluator(model, trajectory.samples, max_batch)
-    runner = Runner(evaluator, trajectory, trajectory.solver, KEEP_BYTES)
+    runner = Runner(evaluator, trajectory, solver, KEEP_BYTES)
     samples = range(trajectory.samples)
     free = itertools.combinations(range(n - 1 if pinned else n, 0, -1), steps - pinned)
     # In this order neighbours share the most of their paths.
@@ -48,6 +51,7 @@ def exhaustive(
     error, rows = min((mean_error(runner.values(p, samples, reduce), reduce), p) for p in paths)
     schedule = trajectory.schedule(
         rows,
+        solver=solver,
         method="exhaustive",
         objective=objective,
         cost=float(runner.values(rows, samples, "mean").mean()),

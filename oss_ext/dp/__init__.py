@@ -1,0 +1,152 @@
+"""The dynamic programme over teacher times: its table, backtracking and replay.
+
+    z[0][i] = x[N] for every i (free start) or only for i = N (pinned start)
+    for k = 1 .. M:
+        v[i]      = velocity(z[k-1][i], t[i])                         for live sources i
+        cost[i,j] = mean (z[k-1][i] + (t[j] - t[i]) v[i] - x[j])^2    for live i > j
+        r[k][j]   = argmin_i cost[i,j]
+        z[k][j]   = z[k-1][r] + (t[j] - t[r]) v[r],  r = r[k][j]
+
+That is Algorithm 1. With a multistep solver (Algorithm 2) a source has a candidate of every order
+that its history allows, and the argmin is over (order, source).
+
+Exactly k steps: row k of the table is the answer for the budget k, so one run to M steps holds
+the schedule of every budget up to M. A target without a finite candidate is dead and is no source
+of the next step. Replaying a backtracked path gives the table's state and cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from oss_ext import arguments, solvers
+from oss_ext.dp.euler import EulerSteps
+from oss_ext.dp.orders import OrderSteps
+from oss_ext.dp.table import Table, check_reached, evaluations, first_sources, next_sources
+from oss_ext.models.base import Model
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.sampling import student_states
+from oss_ext.teacher import Trajectory
+
+__all__ = [
+    "VELOCITY_BYTES", "Table", "check_reached", "evaluations", "first_sources", "next_sources",
+    "replay", "run",
+]  # fmt: skip
+
+VELOCITY_BYTES = 2**30
+"""Velocities of one step kept at once by default; more are streamed through in chunks."""
+
+
+def run(
+    evaluator: Evaluator,
+    trajectory: Trajectory,
+    steps: int,
+    *,
+    reduce: str,
+    start: str = "free",
+    allowed: Tensor | None = None,
+    velocity_bytes: int = VELOCITY_BYTES,
+    solver: str = "euler",
+    fixed_order: bool = False,
+) -> Table:
+    """Fill the table for budgets 1 to ``steps``.
+
+    Args:
+        evaluator: of the model; only live sources are evaluated.
+        trajectory: the teacher.
+        reduce: ``none`` for a path per sample, ``mean`` or ``log_mean`` for a joint one.
+        start: ``free`` or ``pinned``, see above.
+        allowed: bool ``[M, N+1]``, or ``[M, N+1, B]`` with ``none``: ``allowed[k-1, i]``, whether
+            row ``i`` may be a source of step k. None: all rows. Every target keeps its cost and
+            parent in the table; where it is not allowed, no path goes on from it.
+        velocity_bytes: memory for velocities; what exceeds it is streamed. The bits are equal
+            where the rows of a model call are (``max_batch`` the samples, or 1). Euler only.
+        solver: of the student, one of one evaluation per step.
+        fixed_order: only the highest order that the history and the target allow.
+
+    Raises:
+        ValueError: ``steps`` not within 1 to N, an unknown ``reduce``, ``start`` or ``solver``, or
+            ``allowed`` of another shape or with a step that none of its rows can be a source of.
+        NonFiniteError: no finite path to the clean end is left; names time and sample.
+    """
+    steps = arguments.whole_number("steps", steps, most=trajectory.steps)
+    live = first_sources(trajectory, reduce, start)
+    if allowed is not None:
+        allowed = _check_allowed(allowed, steps, reduce, live)
+    used = served(solver)
+    mover: EulerSteps | OrderSteps
+    if used.order == 1:
+        mover = EulerSteps(evaluator, trajectory, reduce, velocity_bytes)
+    else:
+        mover = OrderSteps(evaluator, trajectory, used, reduce, fixed_order)
+    costs, parents, orders = [], [], []
+    for k in range(1, steps + 1):
+        cost, parent, order = mover.step(live if allowed is None else live & allowed[k - 1])
+        costs.append(cost.cpu())
+        parents.append(parent.cpu())
+        orders += [] if order is None else [order]
+        live = next_sources(parents[-1], trajectory.samples)
+        check_reached(parents[-1], k, reduce, evaluator)
+    return Table(torch.stack(costs), torch.stack(parents), torch.stack(orders) if orders else None)
+
+
+def served(name: str) -> solvers.Multistep:
+    """The solver called ``name``; ``ValueError`` says which can be searched for if it cannot."""
+    solver = solvers.get(name)
+    if not isinstance(solver, solvers.Multistep):
+        known = ", ".join(n for n, s in solvers.SOLVERS.items() if isinstance(s, solvers.Multistep))
+        raise ValueError(
+            f"solver: expected one of one evaluation per step ({known}), got {name!r}, which "
+            "evaluates the model between the steps"
+        )
+    return solver
+
+
+def _check_allowed(allowed: Tensor, steps: int, reduce: str, live: Tensor) -> Tensor:
+    """``allowed`` as ``[M, N+1, B or 1]``, with a source for every step and sample."""
+    rows, samples = live.shape
+    shapes = [(steps, rows)] + [(steps, rows, samples)] * (reduce == "none")
+    if allowed.dtype != torch.bool or tuple(allowed.shape) not in shapes:
+        expected = " or ".join(map(str, shapes))
+        got = f"{allowed.dtype} of shape {tuple(allowed.shape)}"
+        raise ValueError(f"allowed: expected bool of shape {expected}, got {got}")
+    allowed = allowed.cpu().reshape(steps, rows, -1)
+    number = torch.arange(rows)[:, None]
+    for k in range(steps):
+        # What a step can reach lies below the highest of its sources.
+        top = torch.where(live & allowed[k], number, 0).amax(dim=0)
+        if not bool(top.all()):
+            who = f" for sample {int(top.argmin())}" if allowed.shape[2] > 1 else ""
+            raise ValueError(
+                "allowed: expected for every step a row that can be its source, got none for "
+                f"step {k + 1}{who}"
+            )
+        live = (number > 0) & (number < top)
+    return allowed
+
+
+def replay(
+    model: Model,
+    trajectory: Trajectory,
+    indices: Sequence[int],
+    max_batch: int | None = None,
+    *,
+    solver: str = "euler",
+    orders: Sequence[int] = (),
+) -> tuple[list[Tensor], Tensor]:
+    """Run the path ``indices`` (descending teacher rows) from the trajectory's noise.
+
+    Returns:
+        The state ``[B, *dims]`` after every step, and the mean squared distance to the teacher
+        at the same row, ``[steps, B]`` float64.
+    """
+    schedule = trajectory.schedule(indices, solver=solver, orders=tuple(orders))
+    states = list(student_states(model, trajectory.noise, schedule, max_batch=max_batch))
+    errors = [
+        (x - trajectory.states[row]).double().square().flatten(1).mean(dim=1)
+        for x, row in zip(states, indices[1:], strict=True)
+    ]
+    return states, torch.stack(errors)

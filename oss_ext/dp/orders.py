@@ -1,0 +1,152 @@
+"""Steps of Algorithm 2: a multistep solver, the order of every step chosen with its source.
+
+At step k every live source has k - 1 earlier outputs, those along its own best path. A candidate is
+affine in state, velocity and these,
+
+    candidate(o, i, j) = sum_r  c[o][r][i, j] * basis[r][row of term r for i]
+
+with coefficients that depend on the times of the source's history: for a joint search one history
+per row, for an instance search one per row and sample. They are made in chunks of sources.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oss_ext import ops
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.solvers import Multistep
+from oss_ext.solvers.base import OUTPUTS, combine
+from oss_ext.teacher import Trajectory
+
+COEFFICIENT_BYTES = 2**25
+"""For the coefficients of a chunk of sources; making them takes a few times as much."""
+
+
+class OrderSteps:
+    """States and histories of all rows, moved one step at a time.
+
+    Args:
+        evaluator: of the model.
+        trajectory: the teacher.
+        solver: of the student.
+        reduce: as in ``run``.
+        fixed: only the highest order that there is, for hosts that cannot vary it.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        trajectory: Trajectory,
+        solver: Multistep,
+        reduce: str,
+        fixed: bool,
+    ) -> None:
+        self._evaluator, self._solver, self._reduce, self._fixed = evaluator, solver, reduce, fixed
+        self._times, self._teacher = trajectory.times, trajectory.states
+        rows, samples = self._teacher.shape[:2]
+        columns = samples if reduce == "none" else 1
+        self._state = self._teacher[-1:].expand_as(self._teacher)
+        # Earlier outputs, newest first, and where in each the history of a row is [N+1, columns].
+        self._outputs: list[Tensor] = []
+        self._back: list[Tensor] = []
+        self._arrived = torch.zeros(rows, columns, dtype=torch.int64)
+
+    def step(self, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``."""
+        device, (rows, samples) = self._state.device, live.shape
+        columns = samples if self._reduce == "none" else 1
+        velocity = torch.empty_like(self._teacher)
+        self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
+        basis = [self._state, velocity, *self._outputs]
+        orders = self._orders()
+        cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
+        parent = torch.full((rows, columns), -1, dtype=torch.int64, device=device)
+        chosen = torch.full_like(parent, -1)
+        bytes_per_source = 8 * len(orders) * len(basis) * rows * columns
+        chunk = max(1, COEFFICIENT_BYTES // bytes_per_source)
+        for first in range(1, rows, chunk):
+            source = torch.arange(first, min(first + chunk, rows))
+            given, terms = self._coefficients(
+                orders, source[:, None, None], torch.arange(rows)[None, :, None]
+            )
+            index = self._rows(source[:, None]).expand(-1, -1, samples)
+            ops.dp_argmin_(
+                basis, index.to(device), given.to(device), terms, first, self._teacher,
+                cost, parent, chosen, source_mask=live.to(device), reduce=self._reduce,
+            )  # fmt: skip
+        parent, chosen = parent.cpu(), chosen.cpu()
+        self._advance(basis, orders, parent, chosen)
+        return cost.to(self._state.dtype), parent, torch.tensor([0, *orders])[chosen + 1]
+
+    def _orders(self) -> list[int]:
+        """The orders that a step may have now, ascending."""
+        highest = {self._highest(t) for t in self._times.tolist()}
+        return sorted(highest) if self._fixed else list(range(1, max(highest) + 1))
+
+    def _highest(self, t_next: float) -> int:
+        return self._solver.highest_order(len(self._outputs), t_next)
+
+    def _coefficients(
+        self, orders: list[int], source: Tensor, target: Tensor
+    ) -> tuple[Tensor, list[int]]:
+        """Coefficients ``[orders, terms, *shape]`` for rows that broadcast to ``shape``.
+
+        The last axis of ``source`` is the history's: one, or the samples. A step that there is not
+        has NaN for its first coefficient. Also the number of terms of every order.
+        """
+        column = torch.arange(self._arrived.shape[1])
+        times = [self._times[source], *(self._times[back[source, column]] for back in self._back)]
+        t_next, arrived = self._times[target], self._arrived[source, column]
+        shape = torch.broadcast_shapes(source.shape, target.shape, arrived.shape)
+        given = torch.zeros(len(orders), 2 + len(self._outputs), *shape, dtype=torch.float64)
+        highest = torch.tensor([self._highest(t) for t in self._times.tolist()])[target]
+        terms = []
+        for o, order in enumerate(orders):
+            values = self._solver.coefficients(order, times, t_next, arrived)
+            exists = highest == order if self._fixed else highest >= order
+            for value in values:
+                exists = exists & value.isfinite()
+            for r, value in enumerate(values):
+                given[o, r] = torch.where(exists, value, 0.0)
+            given[o, 0] = torch.where(exists, given[o, 0], torch.nan)
+            terms.append(len(values))
+        return given, terms
+
+    def _rows(self, source: Tensor) -> Tensor:
+        """Which row of every term belongs to ``source`` ``[S, columns or 1]``: ``[terms, S, ...]``.
+
+        Rows that nothing reached have no history, but they are no sources either.
+        """
+        column = torch.arange(self._arrived.shape[1])
+        own = source.expand(len(source), len(column))
+        back = [rows[source, column].clamp(min=0) for rows in self._back]
+        return torch.stack([own, own, *back])
+
+    def _advance(
+        self, basis: list[Tensor], orders: list[int], parent: Tensor, chosen: Tensor
+    ) -> None:
+        """Move every row from its parent, and its history with it."""
+        rows, samples = self._teacher.shape[:2]
+        source, device = parent.clamp(min=0), self._state.device
+        all_given, terms = self._coefficients(orders, source, torch.arange(rows)[:, None])
+        pick = chosen.clamp(min=0)[None, None].expand(1, *all_given.shape[1:])
+        given, index = all_given.gather(0, pick)[0], self._rows(source)
+        used = torch.tensor(terms)[chosen.clamp(min=0)]
+        left_out = (torch.arange(len(basis))[:, None, None] >= used) | (parent < 0)
+        given = torch.where(left_out, 0.0, given).expand(-1, -1, samples)
+        index = torch.where(left_out, -1, index).expand(-1, -1, samples)
+        state = ops.dp_combine(basis, index.to(device), given.to(device))
+        if self._solver.remembers:
+            self._remember(basis[1], source)
+        self._state, self._arrived = state, torch.tensor([0, *orders])[chosen + 1]
+
+    def _remember(self, velocity: Tensor, parent: Tensor) -> None:
+        """Put the outputs of this step, in the velocities' memory, before the earlier ones."""
+        of_state, of_velocity = OUTPUTS[self._solver.output](self._times)
+        for row, parts in enumerate(zip(of_state.tolist(), of_velocity.tolist(), strict=True)):
+            velocity[row] = combine([self._state[row], velocity[row]], parts)
+        column, keep = torch.arange(parent.shape[1]), slice(self._solver.remembers)
+        self._back = [parent, *(rows[parent, column] for rows in self._back)][keep]
+        self._outputs = [velocity, *self._outputs][keep]

@@ -1,0 +1,93 @@
+"""What a dynamic programme leaves: costs and parents of every step, and the paths in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oss_ext import arguments
+from oss_ext.models.evaluation import Evaluator, NonFiniteError
+from oss_ext.schedule import REDUCTIONS, STARTS
+from oss_ext.teacher import Trajectory
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The result of a dynamic programme over a trajectory with N steps and B samples.
+
+    Attributes:
+        cost: ``[M, N+1, B]``: ``cost[k-1, j, b]`` after exactly k steps at target ``j``.
+        parent: int64 ``[M, N+1, B]``, or ``[M, N+1, 1]`` for a joint search; -1 where dead.
+        order: of the step from the parent, int64 like ``parent``; 0 where dead. None: Euler.
+    """
+
+    cost: Tensor
+    parent: Tensor
+    order: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """M, the largest budget."""
+        return len(self.cost)
+
+    def backtrack(self, steps: int, sample: int = 0) -> tuple[int, ...]:
+        """Teacher rows of the best path of exactly ``steps`` steps, descending to 0.
+
+        Args:
+            steps: the budget, 1 to M.
+            sample: which sample's path; 0 for a joint search.
+
+        Raises:
+            ValueError: a budget or a sample that the table does not hold, or one without a path.
+        """
+        steps = arguments.whole_number("steps", steps, most=self.steps)
+        arguments.whole_number("sample", sample, least=0, most=self.parent.shape[2] - 1)
+        rows = [0]
+        for k in range(steps, 0, -1):
+            rows.append(int(self.parent[k - 1, rows[-1], sample]))
+            if rows[-1] < 0:
+                raise ValueError(f"steps: expected a budget with a finite path, got {steps}")
+        return tuple(reversed(rows))
+
+    def orders(self, rows: Sequence[int], sample: int = 0) -> tuple[int, ...]:
+        """The orders of the steps along ``rows``, a path that ``backtrack`` gave; () for Euler."""
+        if self.order is None:
+            return ()
+        return tuple(int(self.order[k, row, sample]) for k, row in enumerate(rows[1:]))
+
+
+def evaluations(teacher_steps: int, steps: int, start: str) -> int:
+    """Model evaluations per sample of a search to ``steps`` steps (teacher not included)."""
+    first = teacher_steps if start == "free" else 1
+    return first + sum(teacher_steps - k + 1 for k in range(2, steps + 1))
+
+
+def first_sources(trajectory: Trajectory, reduce: str, start: str) -> Tensor:
+    """Sources of the first step, bool ``[N+1, B]``; ``ValueError`` for an unknown option."""
+    arguments.one_of("reduce", reduce, REDUCTIONS)
+    arguments.one_of("start", start, STARTS)
+    live = torch.zeros(trajectory.steps + 1, trajectory.samples, dtype=torch.bool)
+    live[1 if start == "free" else trajectory.steps :] = True
+    return live
+
+
+def next_sources(parent: Tensor, samples: int) -> Tensor:
+    """Sources of the step after ``parent`` ``[..., N+1, B or 1]``: what it reached, but row 0."""
+    live = (parent >= 0).expand(*parent.shape[:-1], samples).clone()
+    live[..., 0, :] = False
+    return live
+
+
+def check_reached(parent: Tensor, step: int, reduce: str, evaluator: Evaluator) -> None:
+    """``NonFiniteError`` unless ``parent`` ``[N+1, B or 1]`` reaches the clean end everywhere."""
+    dead = (parent[0] < 0).nonzero()
+    if len(dead):
+        sample = int(dead[0]) if reduce == "none" else None
+        who = "the batch" if sample is None else f"sample {sample}"
+        raise NonFiniteError(
+            f"step {step} has no finite path to the clean end for {who}: "
+            f"{evaluator.describe_bad(sample) or 'every cost overflowed'}"
+        )
