@@ -161,8 +161,8 @@ class SearchResult:
         o, t = self.objective, self.trajectory
         how = f"{self.plan.quality}, {o.scope}, {o.aggregate or o.reduce}, {o.start} start"
         lines = [
-            f"{t.model}: {t.samples} samples, teacher {t.steps} steps ({t.solver}), student "
-            f"{self.solver}, {how}",
+            f"{t.model}: {t.samples} samples, teacher {t.steps} steps ({t.solver}), {how}, "
+            f"student {self.solver}",
             f"{t.nfe} + {self.nfe} model evaluations per sample (teacher + search), "
             f"in blocks of {self.block}; {t.seconds:.1f} + {self.seconds:.1f} s; "
             f"peak memory {self.peak_bytes / 2**20:.0f} MiB",

@@ -147,8 +147,8 @@ def test_the_summary_tells_what_was_spent_and_found() -> None:
     result = dp_search(model, trajectory, [2, 3], max_batch=4)
     first, spent, *found = result.summary().splitlines()
     assert first == (
-        "analytic: 3 samples, teacher 9 steps (euler), student euler, dp, joint, log_mean, "
-        "free start"
+        "analytic: 3 samples, teacher 9 steps (euler), dp, joint, log_mean, free start, "
+        "student euler"
     )
     assert spent.startswith(
         "9 + 24 model evaluations per sample (teacher + search), in blocks of 4"
