@@ -8,7 +8,7 @@ result = oss.search(model, teacher, steps=[5, 10])
 images = oss.sample(model, model.noise(8, seed=1), result.schedule(10))
 """
 
-from oss_ext import baselines, contest, export, models, noise, ops, solvers
+from oss_ext import baselines, contest, export, metrics, models, noise, ops, solvers
 from oss_ext.evaluate import compare
 from oss_ext.plan import plan
 from oss_ext.refine import Refinement, exhaustive, refine
@@ -30,6 +30,7 @@ __all__ = [
     "contest",
     "exhaustive",
     "export",
+    "metrics",
     "models",
     "noise",
     "ops",

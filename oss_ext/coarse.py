@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments, dp
+from oss_ext.metrics import XT, Metric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.schedule import STARTS
 from oss_ext.teacher import Trajectory
@@ -66,6 +67,7 @@ def coarse_to_fine(
     velocity_bytes: int = dp.VELOCITY_BYTES,
     solver: str = "euler",
     fixed_order: bool = False,
+    metric: Metric = XT,
 ) -> dp.Table:
     """The table of a search over all rows, at the price of the rows near a coarse search's paths.
 
@@ -73,8 +75,8 @@ def coarse_to_fine(
         evaluator: of the model.
         trajectory: the teacher.
         budgets: the numbers of steps wanted, each 1 to N.
-        reduce, start, velocity_bytes, solver, fixed_order: as in ``dp.run``. With the reduction
-            ``none`` every sample has its band.
+        reduce, start, velocity_bytes, solver, fixed_order, metric: as in ``dp.run``. With the
+            reduction ``none`` every sample has its band.
         stride: of the coarse search.
         band: rows to either side of a coarse path's; None: ``stride``, which covers the gaps.
 
@@ -90,7 +92,7 @@ def coarse_to_fine(
     seen, rows = trajectory.thinned(stride)
     search = functools.partial(
         dp.run, reduce=reduce, start=start, velocity_bytes=velocity_bytes, solver=solver,
-        fixed_order=fixed_order,
+        fixed_order=fixed_order, metric=metric,
     )  # fmt: skip
     coarse = search(evaluator, seen, wanted[-1])
     allowed = _near(coarse, rows, wanted, band)

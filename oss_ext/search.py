@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext import arguments, baselines, dp, solvers
+from oss_ext import arguments, baselines, dp, metrics, solvers
 from oss_ext.beam import beam as run_beam
 from oss_ext.coarse import coarse_to_fine
+from oss_ext.metrics import Metric
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.plan import Plan, plan
@@ -185,10 +186,12 @@ def check_budgets(steps: int | Sequence[int], teacher_steps: int) -> list[int]:
     return sorted(set(budgets))
 
 
-def make_objective(scope: str, reduce: str | None, aggregate: str | None, start: str) -> Objective:
+def make_objective(
+    scope: str, reduce: str | None, aggregate: str | None, start: str, metric: str = "xt"
+) -> Objective:
     """The objective that the options of ``search`` describe; ``ValueError`` on a contradiction."""
     reduce = reduce or ("log_mean" if scope == "joint" else "none")
-    return Objective(scope=scope, reduce=reduce, start=start, aggregate=aggregate)
+    return Objective(scope, reduce, start, aggregate, metric)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -216,6 +219,7 @@ def search(
     start: str = "free",
     solver: str = "euler",
     fixed_order: bool = False,
+    metric: str | Metric = "xt",
     beam: int = 1,
     off_grid: bool = False,
     max_batch: int | None = None,
@@ -239,8 +243,10 @@ def search(
         solver: of the student, a name in ``oss_ext.solvers.SOLVERS``. A multistep one may take
             every step in its order or any lower one (paper Algorithm 2); the schedule says which.
         fixed_order: only the solver's usual orders, for hosts that cannot vary them.
+        metric: what dynamic programmes compare, a name or one of ``oss_ext.metrics``; refinement
+            lowers the error of the final state whatever it is.
         beam: states per row that the dynamic programme of ``dp`` and ``best`` keeps; more cost as
-            many times the evaluations. Euler only.
+            many times the evaluations. Euler and ``xt`` only.
         off_grid: knots may stand between the teacher's times, for hosts that take any time.
         max_batch: rows per model call; None: the number of samples.
         velocity_bytes: memory for the velocities of a step; more are streamed.
@@ -251,15 +257,18 @@ def search(
         NonFiniteError: no finite path is left; the message names time and sample.
     """
     budgets = check_budgets(steps, trajectory.steps)
-    objective = make_objective(scope, reduce, aggregate, start)
+    compared = metrics.get(metric)
+    objective = make_objective(scope, reduce, aggregate, start, compared.name)
     per_step = solvers.get(solver).evaluations
     planned = make_plan(
         quality, scope, trajectory.steps, budgets, start, budget, off_grid, beam, per_step
     )
     if planned.table or planned.coarse:
         dp.served(solver)
-    if beam > 1 and solver != "euler":
-        raise ValueError(f"beam: expected 1 with solver {solver!r}, got {beam}")
+    if beam > 1 and (solver != "euler" or compared != metrics.XT):
+        raise ValueError(
+            f"beam: expected 1 with solver {solver!r} and metric {compared.name!r}, got {beam}"
+        )
     trajectory.check_model(model)
     begin, samples = time.perf_counter(), trajectory.samples
     if trajectory.states.is_cuda:
@@ -273,7 +282,8 @@ def search(
         options: dict[str, Any] = {"reduce": objective.reduce, "start": start}
         if planned.table and beam > 1:
             table = run_beam(evaluator, seen, budgets[-1], width=beam, **options).best()
-        options |= {"solver": solver, "fixed_order": fixed_order, "velocity_bytes": velocity_bytes}
+        options |= {"solver": solver, "fixed_order": fixed_order, "metric": compared}
+        options |= {"velocity_bytes": velocity_bytes}
         if planned.table and beam == 1:
             table = dp.run(evaluator, seen, budgets[-1], **options)
         if planned.coarse:

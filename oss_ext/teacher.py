@@ -37,6 +37,8 @@ class Trajectory:
         times: ``[N+1]`` float64 on the CPU, strictly increasing.
         timesteps: ``[N]`` float64, what the network is told at ``times[1:]``.
         states: ``[N+1, B, *dims]``; ``states[N]`` is the initial noise.
+        x0: the clean sample that the model saw in each of them, ``x - t v``, if that was kept;
+            the final state at row 0.
         model, model_hash, solver: what made it, by name and fingerprint.
         path: the model's noise path.
         data_range: R of the PSNR: the model's, or the range of the final states.
@@ -56,6 +58,7 @@ class Trajectory:
     block: int
     nfe: int
     seconds: float
+    x0: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -77,7 +80,8 @@ class Trajectory:
 
     def first(self, samples: int) -> Trajectory:
         """The same run of the first ``samples`` samples alone; views."""
-        return replace(self, states=self.states[:, :samples])
+        x0 = None if self.x0 is None else self.x0[:, :samples]
+        return replace(self, states=self.states[:, :samples], x0=x0)
 
     def check_model(self, model: Model) -> None:
         """``ValueError`` unless ``model`` is the one that made this trajectory."""
@@ -103,7 +107,11 @@ class Trajectory:
         kept: slice | list[int] = slice(None, None, stride) if even else list(rows)
         steps = slice(stride - 1, None, stride) if even else [row - 1 for row in rows[1:]]
         seen = replace(
-            self, times=self.times[kept], timesteps=self.timesteps[steps], states=self.states[kept]
+            self,
+            times=self.times[kept],
+            timesteps=self.timesteps[steps],
+            states=self.states[kept],
+            x0=None if self.x0 is None else self.x0[kept],
         )
         return seen, rows
 
@@ -153,6 +161,7 @@ def teacher(
     times: Tensor | None = None,
     solver: str = "euler",
     max_batch: int | None = None,
+    keep_x0: bool = False,
     progress: bool = False,
 ) -> Trajectory:
     """Sample with many steps and keep every state.
@@ -164,6 +173,7 @@ def teacher(
         times: the grid itself, ``[N+1]`` ascending flow times.
         solver: name of the teacher's solver.
         max_batch: rows per model call; None: all B samples in one.
+        keep_x0: keep what metrics of the clean sample compare, as much again as the states.
         progress: show a progress bar.
 
     Raises:
@@ -178,14 +188,23 @@ def teacher(
     dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
     states = torch.empty((len(grid), *noise.shape), dtype=dtype, device=noise.device)
     states[-1] = noise
+    x0 = torch.empty_like(states) if keep_x0 else None
+    row_of = {t: row for row, t in enumerate(grid.tolist())}
     with progress_bar("teacher", (len(grid) - 1) * samples, progress) as bar:
         evaluator = Evaluator(model, samples, max_batch, bar.update)
-        path = solvers.integrate(
-            solvers.get(solver), evaluator.at, states[-1], grid.flip(0).tolist()
-        )
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            v = evaluator.at(x, t)
+            if x0 is not None and t in row_of:  # a stage may come first, the state comes last
+                torch.add(x, v, alpha=-t, out=x0[row_of[t]])
+            return v
+
+        path = solvers.integrate(solvers.get(solver), velocity, states[-1], grid.flip(0).tolist())
         for row, x in zip(range(len(grid) - 2, -1, -1), path, strict=True):
             states[row] = x
     final = states[0]
+    if x0 is not None:
+        x0[0] = final
     return Trajectory(
         times=grid,
         timesteps=model.timesteps(grid[1:]),
@@ -198,4 +217,5 @@ def teacher(
         block=evaluator.block,
         nfe=evaluator.nfe // samples,
         seconds=time.perf_counter() - start,
+        x0=x0,
     )

@@ -21,6 +21,7 @@ from driver_cases import (
 from oss_ext import dp
 from oss_ext.dp.euler import EulerSteps
 from oss_ext.dp.orders import OrderSteps
+from oss_ext.metrics import StateMetric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.ops.reference import objective
 from oss_ext.solvers import SOLVERS, Multistep
@@ -124,7 +125,7 @@ def test_first_order_alone_is_algorithm_1(reduce: str, seed: int) -> None:
     euler = SOLVERS["euler"]
     assert isinstance(euler, Multistep)
     fused = EulerSteps(Evaluator(model, SAMPLES), trajectory, reduce, dp.VELOCITY_BYTES)
-    general = OrderSteps(Evaluator(model, SAMPLES), trajectory, euler, reduce, fixed=False)
+    general = OrderSteps(Evaluator(model, SAMPLES), trajectory, euler, reduce, False, StateMetric())
     live = dp.first_sources(trajectory, reduce, "free")
     for _ in range(STEPS):
         cost, parent, _ = fused.step(live)
@@ -200,5 +201,7 @@ def test_instance_schedules_have_orders_of_their_own(seed: int) -> None:
 
 def test_a_beam_takes_euler_steps_only() -> None:
     model, trajectory = random_case("mixture", 1)
-    with pytest.raises(ValueError, match=r"^beam: expected 1 with solver 'dpmpp-2m', got 2"):
+    with pytest.raises(
+        ValueError, match=r"^beam: expected 1 with solver 'dpmpp-2m' and metric 'xt', got"
+    ):
         dp_search(model, trajectory, 2, solver="dpmpp-2m", beam=2)

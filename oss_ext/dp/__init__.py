@@ -26,6 +26,7 @@ from oss_ext import arguments, solvers
 from oss_ext.dp.euler import EulerSteps
 from oss_ext.dp.orders import OrderSteps
 from oss_ext.dp.table import Table, check_reached, evaluations, first_sources, next_sources
+from oss_ext.metrics import XT, Metric
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.sampling import student_states
@@ -51,6 +52,7 @@ def run(
     velocity_bytes: int = VELOCITY_BYTES,
     solver: str = "euler",
     fixed_order: bool = False,
+    metric: Metric = XT,
 ) -> Table:
     """Fill the table for budgets 1 to ``steps``.
 
@@ -66,6 +68,8 @@ def run(
             where the rows of a model call are (``max_batch`` the samples, or 1). Euler only.
         solver: of the student, one of one evaluation per step.
         fixed_order: only the highest order that the history and the target allow.
+        metric: what is compared with the teacher. Costs in the table are those of the whole state
+            in any case.
 
     Raises:
         ValueError: ``steps`` not within 1 to N, an unknown ``reduce``, ``start`` or ``solver``, or
@@ -78,10 +82,10 @@ def run(
         allowed = _check_allowed(allowed, steps, reduce, live)
     used = served(solver)
     mover: EulerSteps | OrderSteps
-    if used.order == 1:
+    if used.order == 1 and metric == XT:
         mover = EulerSteps(evaluator, trajectory, reduce, velocity_bytes)
     else:
-        mover = OrderSteps(evaluator, trajectory, used, reduce, fixed_order)
+        mover = OrderSteps(evaluator, trajectory, used, reduce, fixed_order, metric)
     costs, parents, orders = [], [], []
     for k in range(1, steps + 1):
         cost, parent, order = mover.step(live if allowed is None else live & allowed[k - 1])

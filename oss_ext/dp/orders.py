@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import ops
+from oss_ext.metrics import Metric, Sources
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.solvers import Multistep
 from oss_ext.solvers.base import OUTPUTS, combine
@@ -33,6 +34,8 @@ class OrderSteps:
         solver: of the student.
         reduce: as in ``run``.
         fixed: only the highest order that there is, for hosts that cannot vary it.
+        metric: what candidates and the teacher are compared by. Where that does not depend on the
+            order, steps are of the highest there is.
     """
 
     def __init__(
@@ -42,9 +45,17 @@ class OrderSteps:
         solver: Multistep,
         reduce: str,
         fixed: bool,
+        metric: Metric,
     ) -> None:
         self._evaluator, self._solver, self._reduce, self._fixed = evaluator, solver, reduce, fixed
-        self._times, self._teacher = trajectory.times, trajectory.states
+        self._times, self._teacher, self._x0 = trajectory.times, trajectory.states, trajectory.x0
+        self._metric, self._taken = metric, 0
+        self._targets: Tensor | None = None
+        if metric.needs_x0 and self._x0 is None:
+            raise ValueError(
+                f"trajectory: expected one with x0 for the metric {metric.name!r} "
+                "(teacher(..., keep_x0=True)), got none"
+            )
         rows, samples = self._teacher.shape[:2]
         columns = samples if reduce == "none" else 1
         self._state = self._teacher[-1:].expand_as(self._teacher)
@@ -60,7 +71,12 @@ class OrderSteps:
         velocity = torch.empty_like(self._teacher)
         self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
         basis = [self._state, velocity, *self._outputs]
-        orders = self._orders()
+        self._taken += 1
+        if self._targets is None or self._metric.varies:
+            self._targets = self._metric.targets(self._teacher, self._x0, self._taken)
+        compared, of_sources = self._metric.sources(Sources(basis, self._times, live, self._taken))
+        fixed = self._fixed or of_sources is not None
+        orders = self._orders(fixed)
         cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
         parent = torch.full((rows, columns), -1, dtype=torch.int64, device=device)
         chosen = torch.full_like(parent, -1)
@@ -69,27 +85,42 @@ class OrderSteps:
         for first in range(1, rows, chunk):
             source = torch.arange(first, min(first + chunk, rows))
             given, terms = self._coefficients(
-                orders, source[:, None, None], torch.arange(rows)[None, :, None]
+                orders, fixed, source[:, None, None], torch.arange(rows)[None, :, None]
             )
             index = self._rows(source[:, None]).expand(-1, -1, samples)
+            if of_sources is not None:
+                exists = given[:, :1] * 0  # NaN where there is no step
+                given = exists + of_sources[None, :, source, None, None]
+                index, terms = index[:1].expand(len(compared), -1, -1), [len(compared)] * len(terms)
             ops.dp_argmin_(
-                basis, index.to(device), given.to(device), terms, first, self._teacher,
+                compared, index.to(device), given.to(device), terms, first, self._targets,
                 cost, parent, chosen, source_mask=live.to(device), reduce=self._reduce,
             )  # fmt: skip
         parent, chosen = parent.cpu(), chosen.cpu()
-        self._advance(basis, orders, parent, chosen)
+        self._advance(basis, orders, fixed, parent, chosen)
+        if self._targets is not self._teacher:
+            cost = self._error(parent)
         return cost.to(self._state.dtype), parent, torch.tensor([0, *orders])[chosen + 1]
 
-    def _orders(self) -> list[int]:
+    def _error(self, parent: Tensor) -> Tensor:
+        """Mean squared distance of every state to the teacher's, ``[N+1, B]``; inf where dead."""
+        cost = torch.full(self._teacher.shape[:2], torch.inf, dtype=torch.float64)
+        for row in range(len(cost)):
+            error = (self._state[row] - self._teacher[row]).double().square()
+            reached = parent[row] >= 0
+            cost[row] = torch.where(reached, error.flatten(1).mean(dim=1).cpu(), torch.inf)
+        return cost
+
+    def _orders(self, fixed: bool) -> list[int]:
         """The orders that a step may have now, ascending."""
         highest = {self._highest(t) for t in self._times.tolist()}
-        return sorted(highest) if self._fixed else list(range(1, max(highest) + 1))
+        return sorted(highest) if fixed else list(range(1, max(highest) + 1))
 
     def _highest(self, t_next: float) -> int:
         return self._solver.highest_order(len(self._outputs), t_next)
 
     def _coefficients(
-        self, orders: list[int], source: Tensor, target: Tensor
+        self, orders: list[int], fixed: bool, source: Tensor, target: Tensor
     ) -> tuple[Tensor, list[int]]:
         """Coefficients ``[orders, terms, *shape]`` for rows that broadcast to ``shape``.
 
@@ -105,7 +136,7 @@ class OrderSteps:
         terms = []
         for o, order in enumerate(orders):
             values = self._solver.coefficients(order, times, t_next, arrived)
-            exists = highest == order if self._fixed else highest >= order
+            exists = highest == order if fixed else highest >= order
             for value in values:
                 exists = exists & value.isfinite()
             for r, value in enumerate(values):
@@ -125,12 +156,17 @@ class OrderSteps:
         return torch.stack([own, own, *back])
 
     def _advance(
-        self, basis: list[Tensor], orders: list[int], parent: Tensor, chosen: Tensor
+        self,
+        basis: list[Tensor],
+        orders: list[int],
+        fixed: bool,
+        parent: Tensor,
+        chosen: Tensor,
     ) -> None:
         """Move every row from its parent, and its history with it."""
         rows, samples = self._teacher.shape[:2]
         source, device = parent.clamp(min=0), self._state.device
-        all_given, terms = self._coefficients(orders, source, torch.arange(rows)[:, None])
+        all_given, terms = self._coefficients(orders, fixed, source, torch.arange(rows)[:, None])
         pick = chosen.clamp(min=0)[None, None].expand(1, *all_given.shape[1:])
         given, index = all_given.gather(0, pick)[0], self._rows(source)
         used = torch.tensor(terms)[chosen.clamp(min=0)]

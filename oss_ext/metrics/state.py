@@ -1,0 +1,31 @@
+"""The state itself: what the paper's algorithm compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from oss_ext.metrics.base import WHOLE, Metric, Selection, Sources
+
+
+@dataclass(frozen=True)
+class StateMetric(Metric):
+    """``candidate - x[j]``, on the whole state or on the channels and frames selected."""
+
+    selection: Selection = WHOLE
+    name = "xt"
+
+    @property
+    def varies(self) -> bool:  # type: ignore[override]
+        return self.selection.how == "random"
+
+    def sources(self, given: Sources) -> tuple[list[Tensor], Tensor | None]:
+        return [self.selection.of(tensor, given.step) for tensor in given.basis], None
+
+    def targets(self, states: Tensor, x0: Tensor | None, step: int) -> Tensor:
+        return self.selection.of(states, step)
+
+
+XT = StateMetric()
+"""The whole state."""
