@@ -103,43 +103,52 @@ class Checker {
   }
 
   // [N+1, B, *dims], N, B and the number of elements at least 1, floating.
-  void state(const Tensor& tensor) const {
+  void state(const Tensor& tensor) const { rows("state", tensor, 2); }
+
+  // [rows, B, *dims] with so many rows at least.
+  void rows(const char* name, const Tensor& tensor, int64_t least) const {
+    device(name, tensor);
     const ScalarType type = tensor.scalar_type();
     if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::Half &&
         type != ScalarType::BFloat16)
-      error("state must be float32, float64, float16 or bfloat16, got ", name_of(type));
+      error(name, " must be float32, float64, float16 or bfloat16, got ", name_of(type));
     const std::string got = ", got shape " + shape_text(tensor.sizes());
-    if (tensor.dim() < 2) error("state must have shape [N+1, B, *dims]", got);
-    if (tensor.size(0) < 2) error("state must have at least two rows (N >= 1)", got);
-    if (tensor.size(1) < 1) error("state must have at least one sample (B >= 1)", got);
-    if (tensor.numel() < 1) error("state must have at least one element per sample", got);
+    if (tensor.dim() < 2) error(name, " must have shape [rows, B, *dims]", got);
+    if (tensor.size(0) < least) error(name, " must have at least ", least, " rows", got);
+    if (tensor.size(1) < 1) error(name, " must have at least one sample (B >= 1)", got);
+    if (tensor.numel() < 1) error(name, " must have at least one element per sample", got);
   }
 
-  // Like state, but for the number of rows.
-  void rows_like_state(const char* name, const Tensor& tensor, const Tensor& state,
-                       int64_t rows) const {
+  // Like `main`, but for the number of rows.
+  void rows_like(const char* name, const Tensor& tensor, const char* main_name, const Tensor& main,
+                 int64_t rows) const {
     device(name, tensor);
-    bool same = tensor.dim() == state.dim() && tensor.size(0) == rows;
-    for (int64_t d = 1; same && d < state.dim(); ++d) same = tensor.size(d) == state.size(d);
+    bool same = tensor.dim() == main.dim() && tensor.size(0) == rows;
+    for (int64_t d = 1; same && d < main.dim(); ++d) same = tensor.size(d) == main.size(d);
     if (same) return;
-    std::vector<int64_t> expected(state.sizes().begin(), state.sizes().end());
+    std::vector<int64_t> expected(main.sizes().begin(), main.sizes().end());
     expected[0] = rows;
-    error(name, " must have shape ", shape_text(expected), " to match state, got ",
+    error(name, " must have shape ", shape_text(expected), " to match ", main_name, ", got ",
           shape_text(tensor.sizes()));
   }
 
-  void velocity(const char* name, const Tensor& tensor, const Tensor& state, int64_t rows) const {
-    rows_like_state(name, tensor, state, rows);
-    const ScalarType type = tensor.scalar_type();
+  // main's dtype, or 16-bit beside float32.
+  void dtype_beside(const char* name, const Tensor& tensor, const char* main_name,
+                    const Tensor& main) const {
+    const ScalarType type = tensor.scalar_type(), expected = main.scalar_type();
     const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
-    if (type == state.scalar_type() || (half && state.scalar_type() == ScalarType::Float)) return;
-    error(name, " must have state's dtype ", name_of(state.scalar_type()),
-          state.scalar_type() == ScalarType::Float ? ", float16 or bfloat16" : "", ", got ",
-          name_of(type));
+    if (type == expected || (half && expected == ScalarType::Float)) return;
+    error(name, " must have ", main_name, "'s dtype ", name_of(expected),
+          expected == ScalarType::Float ? ", float16 or bfloat16" : "", ", got ", name_of(type));
+  }
+
+  void velocity(const char* name, const Tensor& tensor, const Tensor& state, int64_t rows) const {
+    rows_like(name, tensor, "state", state, rows);
+    dtype_beside(name, tensor, "state", state);
   }
 
   void teacher(const Tensor& tensor, const Tensor& state) const {
-    rows_like_state("teacher", tensor, state, state.size(0));
+    rows_like("teacher", tensor, "state", state, state.size(0));
     dtype("teacher", tensor, state.scalar_type());
   }
 
@@ -232,9 +241,13 @@ class Checker {
     for (const auto& [name, tensor] :
          {std::pair{"best_cost", &cost}, std::pair{"best_parent", &parent}})
       for (int64_t d = 0; d < 2; ++d)
-        if (tensor->size(d) > 1 && tensor->stride(d) == 0)
-          error(name, " is written in place: its elements must not share memory, got strides ",
-                shape_text(tensor->strides()));
+        own_memory(name, *tensor, d);
+  }
+
+  void own_memory(const char* name, const Tensor& tensor, int64_t d) const {
+    if (tensor.size(d) > 1 && tensor.stride(d) == 0)
+      error(name, " is written in place: its elements must not share memory, got strides ",
+            shape_text(tensor.strides()));
   }
 
   Reduction reduction(const std::string& name) const {

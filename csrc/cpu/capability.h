@@ -1,5 +1,4 @@
-// Which compilation of the inner loops to run. Defines oss::cpu_capability(), so: one include per
-// library.
+// Which compilation of the inner loops to run.
 #pragma once
 
 #include <cstdlib>
@@ -55,5 +54,3 @@ inline const Kernels& kernels() {
 }
 
 }  // namespace oss::cpu
-
-const char* oss::cpu_capability() { return cpu::kernels().name; }

@@ -1,5 +1,5 @@
-// Which source wins a target: ties to the largest, NaN and inf never, reductions over samples in
-// index order.
+// Which source, and which of its orders, wins a target: ties to the largest source, then to the
+// lowest order, NaN and inf never, reductions over samples in index order.
 #pragma once
 
 #include <cmath>
@@ -25,12 +25,14 @@ struct Best {
   int64_t samples, parent_samples;
   std::vector<double> cost;     // [targets, samples]: the winner's own, per sample
   std::vector<int64_t> parent;  // [targets, parent_samples], -1: none
+  std::vector<int8_t> order;    // of the parent, likewise
 
   Best(int64_t targets, int64_t samples, Reduction reduce)
       : samples(samples),
         parent_samples(reduce == Reduction::none ? samples : 1),
         cost(targets * samples, kInf),
-        parent(targets * parent_samples, -1) {}
+        parent(targets * parent_samples, -1),
+        order(targets * parent_samples, -1) {}
 
   int64_t targets() const { return static_cast<int64_t>(cost.size()) / samples; }
 
@@ -47,12 +49,14 @@ struct Best {
     return out;
   }
 
-  // Sources come in ascending order, so that the later one wins a tie.
-  void offer(int64_t source, const double* offered, std::vector<double>& objective, int64_t b) {
+  // Sources come ascending, orders of one descending, so that the later one wins a tie.
+  void offer(int64_t source, int64_t order, const double* offered, std::vector<double>& objective,
+             int64_t b) {
     for (int64_t j = 0; j < source; ++j) {
       if (!(offered[j] <= objective[j]) || !std::isfinite(offered[j])) continue;
       objective[j] = offered[j];
       parent[j * parent_samples + b] = source;
+      this->order[j * parent_samples + b] = static_cast<int8_t>(order);
     }
   }
 };
@@ -77,7 +81,7 @@ inline Best select(const double* cost, const int64_t* strides, int64_t targets, 
         for (int64_t k = 0; k < samples; ++k) sum += objective_term(reduce, at(i, j, k));
         offered[j] = sum / static_cast<double>(samples);
       }
-      best.offer(i, offered.data(), objective, b);
+      best.offer(i, 0, offered.data(), objective, b);
     }
   }
   for (int64_t j = 0; j < targets; ++j)

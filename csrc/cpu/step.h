@@ -1,12 +1,9 @@
-// The dynamic-programming step on rows in memory: how the work is cut and joined. No torch here, so
-// that sanitizers and a plain C++ driver can run it; the loops themselves are in loops.h.
+// The dynamic-programming step on rows in memory: how the work is shared and joined. No torch here,
+// so that sanitizers and a plain C++ driver can run it; the loops themselves are in loops.h.
 //
-// A sample's elements are cut into segments, a function of the problem alone. A work item is one
-// segment of some sources against all their targets and fills those cells of the segment's slab;
-// the slabs are added in order. So the bits of a cost do not depend on how many threads there are
-// or who computes what.
-//
-// Cells are the lower triangle: live source l has targets 0 .. live[l] - 1 at offsets[l].
+// A work item is one segment of some pairs against all their targets and fills those cells of the
+// segment's slab; the slabs are added in order. So the bits of a cost do not depend on how many
+// threads there are or who computes what.
 #pragma once
 
 #include <algorithm>
@@ -16,53 +13,16 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/problem.h"
 #include "cpu/select.h"
 
 namespace oss::cpu {
 
-struct Problem {
-  int64_t last;  // N: targets 0 .. N-1, sources 1 .. N
-  int64_t samples;
-  int64_t elements;
-  Tensor3 state, velocity, teacher;
-  int64_t first_source;  // velocity holds sources first_source .. end_source - 1
-  int64_t end_source;
-  std::vector<double> times;        // [N+1], padded by kMaxTile
-  std::vector<unsigned char> mask;  // [N+1, mask_samples], empty: all live
-  int64_t mask_samples = 1;
-  Reduction reduce = Reduction::none;
-
-  // The same for samples [first, first + count).
-  Problem samples_from(int64_t first, int64_t count) const {
-    Problem part = *this;
-    part.samples = count;
-    for (Tensor3* tensor : {&part.state, &part.velocity, &part.teacher})
-      tensor->rows.data += first * tensor->sample_stride;
-    if (mask_samples == 1) return part;
-    part.mask_samples = count;
-    part.mask.clear();
-    for (int64_t i = 0; i <= last; ++i)
-      part.mask.insert(part.mask.end(), mask.begin() + i * mask_samples + first,
-                       mask.begin() + i * mask_samples + first + count);
-    return part;
-  }
-};
-
-constexpr int64_t kSlabBytes = int64_t{17} << 20;    // all slabs together, N <= 1024
 constexpr int64_t kScratchBytes = int64_t{3} << 20;  // all workers together
 constexpr int64_t kSamplesAtOnce = 256;  // without a reduction; bounds what is kept per sample
-constexpr int64_t kMaxSegments = 16;
 // Targets packed together stay in the second-level cache.
 constexpr int64_t kMaxPanelRows = 204;
 constexpr int64_t kMinPanelRows = 36;
-
-inline Segments segments_of(const Problem& p) {
-  const int64_t block = p.state.rows.dtype == DType::float64 ? kBlock<double> : kBlock<float>;
-  const int64_t triangle_bytes = p.last * (p.last + 1) / 2 * static_cast<int64_t>(sizeof(double));
-  const int64_t blocks = (p.elements + block - 1) / block;
-  const int64_t fitting = std::max<int64_t>(1, kSlabBytes / triangle_bytes);
-  return {p.elements, blocks, std::min({kMaxSegments, blocks, fitting})};
-}
 
 // Uninitialised memory, aligned for any vector.
 template <class T>
@@ -92,27 +52,7 @@ void for_each(const Pool& pool, int64_t count, int64_t workers, const Item& item
   });
 }
 
-// The live sources among those that the velocity holds: of one sample, or (sample < 0) live in all
-// of them.
-struct Live {
-  std::vector<int64_t> sources, offsets;
-  int64_t cells = 0;
-
-  Live(const Problem& p, int64_t sample) {
-    for (int64_t i = std::max<int64_t>(1, p.first_source); i < p.end_source; ++i) {
-      bool live = true;
-      for (int64_t b = 0; b < p.mask_samples && !p.mask.empty(); ++b)
-        if (sample < 0 || p.mask_samples == 1 || b == sample)
-          live &= p.mask[i * p.mask_samples + b] != 0;
-      if (!live) continue;
-      sources.push_back(i);
-      offsets.push_back(cells);
-      cells += i;
-    }
-  }
-};
-
-// Costs of all pairs of one sample after another, in the slabs' memory.
+// Costs of the cells of one run of one sample after another, in the slabs' memory.
 template <class Pool>
 class Costs {
  public:
@@ -125,17 +65,32 @@ class Costs {
             std::clamp<int64_t>(pool.threads(), 1, kScratchBytes / worker_bytes(kMinPanelRows))),
         scratch_bytes_(worker_bytes(panel_rows())),
         scratch_(workers_ * scratch_bytes_),
-        slabs_(segments_.count * max_cells()) {}
+        slabs_(segments_.count * max_cells(p)),
+        coefficients_(p.euler() ? 0 : max_coefficients() * size()) {}
 
   // Means of squared differences per cell, float64.
-  double* of_sample(const Live& live, int64_t b) {
-    const int64_t n = static_cast<int64_t>(live.sources.size());
-    if (n == 0) return slabs_.get();
-    CostJob job{p_.state.sample(b),  p_.velocity.sample(b), p_.teacher.sample(b),
-                p_.first_source,     p_.times.data(),       segments_,
-                live.sources.data(), live.offsets.data(),   slabs_.get(),
-                live.cells};
-    const std::vector<int64_t> cuts = cut_sources(live);
+  double* of_run(Live& live, const Run& run, int64_t b) {
+    for (int64_t l = run.begin; l < run.end; ++l)
+      for (int r = 0; r < live.pairs[l].terms; ++r)
+        live.pairs[l].rows[r] = p_.row(r, live.pairs[l].source, b);
+    CostJob job{};
+    job.terms = p_.terms;
+    for (int r = 0; r < p_.terms; ++r) job.basis[r] = p_.basis[r].sample(b);
+    job.target = p_.target.sample(b);
+    job.segments = segments_;
+    job.pairs = live.pairs.data();
+    job.slabs = slabs_.get();
+    job.slab_size = run.cells;
+    if (p_.euler()) {
+      job.times = p_.times.data();
+    } else {
+      job.coefficients = coefficients_.get();
+      for_each(pool_, run.end - run.begin, workers_, [&](int64_t index, int64_t) {
+        const Pair& pair = live.pairs[run.begin + index];
+        size() == sizeof(double) ? round<double>(pair, b) : round<float>(pair, b);
+      });
+    }
+    const std::vector<int64_t> cuts = cut(live, run);
     const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
     for_each(pool_, parts * segments_.count, workers_, [&](int64_t index, int64_t worker) {
       const int64_t part = parts - 1 - index / segments_.count;
@@ -143,7 +98,7 @@ class Costs {
       kernels_.cost(job, index % segments_.count, cuts[part], cuts[part + 1], scratch,
                     scratch_bytes_);
     });
-    for_cells(live.cells, [&](int64_t begin, int64_t end) { join(begin, end, live.cells); });
+    for_cells(run.cells, [&](int64_t begin, int64_t end) { join(begin, end, run.cells); });
     return slabs_.get();
   }
 
@@ -164,22 +119,36 @@ class Costs {
     return std::min({affordable, kMaxPanelRows, p_.last + kMaxTile});
   }
 
-  int64_t max_cells() const {
-    const int64_t first = std::max<int64_t>(1, p_.first_source), end = p_.end_source;
-    return end <= first ? 0 : (end * (end - 1) - first * (first - 1)) / 2;
+  int64_t size() const { return p_.basis[0].rows.dtype == DType::float64 ? 8 : 4; }
+
+  int64_t max_coefficients() const {
+    const int64_t pairs = (p_.end_source - p_.first_source) * p_.orders;
+    return (max_cells(p_) + pairs * coefficients_of(Pair{})) * p_.terms;
   }
 
-  // Live sources in runs of about equal numbers of cells, enough of them to keep all workers busy.
-  std::vector<int64_t> cut_sources(const Live& live) const {
-    const int64_t n = static_cast<int64_t>(live.sources.size());
+  // The coefficients of a pair in the compute type, targets beside each other.
+  template <class T>
+  void round(const Pair& pair, int64_t b) {
+    T* to = reinterpret_cast<T*>(coefficients_.get()) + pair.coefficients;
+    for (int r = 0; r < pair.terms; ++r) {
+      const double* from = p_.coefficients(pair.order, r, pair.source, b);
+      const int64_t stride = p_.affine.strides[3];
+      for (int64_t j = 0; j < pair.source; ++j) *to++ = static_cast<T>(from[j * stride]);
+      for (int64_t j = pair.source; j < coefficients_of(pair); ++j) *to++ = 0;
+    }
+  }
+
+  // A run's pairs in parts of about equal numbers of cells, enough to keep all workers busy.
+  std::vector<int64_t> cut(const Live& live, const Run& run) const {
     const int64_t wanted =
         workers_ == 1 ? 1 : (2 * workers_ + segments_.count - 1) / segments_.count;
-    const int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, n / kSourceGroup));
-    std::vector<int64_t> cuts{0};
-    for (int64_t l = 1; l < n; ++l)
-      if (live.offsets[l] * parts >= live.cells * static_cast<int64_t>(cuts.size()))
+    const int64_t most = std::max<int64_t>(1, (run.end - run.begin) / kSourceGroup);
+    const int64_t parts = std::clamp<int64_t>(wanted, 1, most);
+    std::vector<int64_t> cuts{run.begin};
+    for (int64_t l = run.begin + 1; l < run.end; ++l)
+      if (live.pairs[l].cells * parts >= run.cells * static_cast<int64_t>(cuts.size()))
         cuts.push_back(l);
-    cuts.push_back(n);
+    cuts.push_back(run.end);
     return cuts;
   }
 
@@ -199,94 +168,131 @@ class Costs {
   const int64_t scratch_bytes_;
   Buffer<char> scratch_;
   Buffer<double> slabs_;
+  Buffer<char> coefficients_;
 };
 
-// Writes the chosen candidates to `next`; where `cost` is given ([targets, samples]), also their
-// own costs. In place, rows without a parent are left alone and targets ascend within each run of
-// elements, which is safe because a target reads larger rows only.
-template <class Pool>
-void advance(const Problem& p, const Kernels& kernels, const Pool& pool, const int64_t* parent,
-             int64_t parent_samples, const Tensor3& next, bool in_place, double* cost) {
-  const int64_t targets = p.last + 1;
+// The candidates that choose(b, rows, coefficients) names for the targets of sample b (see
+// AdvanceJob): written to `next` where it is given, and where `cost` is given ([targets, samples]),
+// also their costs. `next` may be the first basis if targets ascend within each run of elements,
+// which they do: a target reads larger rows only.
+template <class Pool, class Choose>
+void advance(const Problem& p, int64_t targets, const Kernels& kernels, const Pool& pool,
+             const Choose& choose, const Tensor3* next, Absent absent, double* cost) {
   const int64_t threads = std::max<int64_t>(1, pool.threads());
-  Segments segments = segments_of(p);
+  AdvanceJob all{};
+  all.terms = p.terms;
+  all.absent = absent;
+  all.targets = targets;
   // Without costs any cut will do.
-  if (cost == nullptr)
-    segments.count = std::min(segments.blocks, (4 * threads + p.samples - 1) / p.samples);
-  Buffer<double> sums(cost == nullptr ? 0 : segments.count * targets);
-  std::vector<int64_t> parents(targets * parent_samples);  // of one sample after another
-  for (int64_t b = 0; b < parent_samples; ++b)
-    for (int64_t j = 0; j < targets; ++j) parents[b * targets + j] = parent[j * parent_samples + b];
+  const int64_t count = std::min(blocks_of(p), (4 * threads + p.samples - 1) / p.samples);
+  all.segments = cost == nullptr ? Segments{p.elements, blocks_of(p), count} : segments_of(p);
+  Buffer<double> sums(cost == nullptr ? 0 : all.segments.count * targets);
+  all.sums = sums.get();
 
-  const auto run = [&](int64_t b, int64_t segment) {
-    AdvanceJob job{p.state.sample(b),
-                   p.velocity.sample(b),
-                   p.teacher.sample(b),
-                   next.sample(b),
-                   in_place,
-                   p.first_source,
-                   p.times.data(),
-                   segments,
-                   targets,
-                   parents.data() + (parent_samples == 1 ? 0 : b * targets),
-                   sums.get()};
-    if (cost == nullptr) job.teacher.data = nullptr;
+  struct Chosen {
+    std::vector<int64_t> rows;
+    std::vector<double> coefficients;
+  };
+  const auto chosen_of = [&](int64_t b) {
+    Chosen out{std::vector<int64_t>(targets * p.terms, -1),
+               std::vector<double>(targets * p.terms, 0.0)};
+    choose(b, out.rows.data(), out.coefficients.data());
+    return out;
+  };
+  const auto run = [&](int64_t b, int64_t segment, const Chosen& chosen) {
+    AdvanceJob job = all;
+    for (int r = 0; r < p.terms; ++r) job.basis[r] = p.basis[r].sample(b);
+    if (cost != nullptr) job.target = p.target.sample(b);
+    if (next != nullptr) job.next = next->sample(b);
+    job.rows = chosen.rows.data();
+    job.coefficients = chosen.coefficients.data();
     kernels.advance(job, segment);
   };
   if (cost == nullptr) {
-    for_each(pool, p.samples * segments.count, threads,
-             [&](int64_t index, int64_t) { run(index / segments.count, index % segments.count); });
+    for_each(pool, p.samples * count, threads, [&](int64_t index, int64_t) {
+      run(index / count, index % count, chosen_of(index / count));
+    });
     return;
   }
   for (int64_t b = 0; b < p.samples; ++b) {
-    for_each(pool, segments.count, threads, [&](int64_t segment, int64_t) { run(b, segment); });
+    const Chosen chosen = chosen_of(b);
+    for_each(pool, all.segments.count, threads,
+             [&](int64_t segment, int64_t) { run(b, segment, chosen); });
     for (int64_t j = 0; j < targets; ++j) {
-      if (parents[(parent_samples == 1 ? 0 : b * targets) + j] < 0) continue;
+      if (chosen.rows[j * p.terms] < 0) continue;
       double sum = sums.get()[j];
-      for (int64_t s = 1; s < segments.count; ++s) sum += sums.get()[s * targets + j];
+      for (int64_t s = 1; s < all.segments.count; ++s) sum += sums.get()[s * targets + j];
       cost[j * p.samples + b] = sum / static_cast<double>(p.elements);
     }
   }
 }
 
-// One step over the sources that the velocity holds: improves `best` and writes the states of the
-// targets that it improved (not in place: those without a parent get the state's row).
+// Moves targets from their parents. Those of earlier chunks stay as they are: their sources are
+// not here.
 template <class Pool>
-void step(const Problem& p, const Kernels& kernels, const Pool& pool, Best& best,
-          const Tensor3& next, bool in_place) {
+void advance(const Problem& p, const Kernels& kernels, const Pool& pool, const int64_t* parent,
+             const int8_t* order, int64_t parent_samples, const Tensor3* next, Absent absent,
+             double* cost) {
+  const auto choose = [&](int64_t b, int64_t* rows, double* coefficients) {
+    for (int64_t j = 0; j <= p.last; ++j) {
+      const int64_t at = j * parent_samples + (parent_samples == 1 ? 0 : b);
+      const int64_t i = parent[at];
+      if (i < 0 || i < p.first_source) continue;
+      const int o = order == nullptr ? 0 : order[at];
+      for (int r = 0; r < p.terms_of[o]; ++r) {
+        rows[j * p.terms + r] = p.row(r, i, b);
+        coefficients[j * p.terms + r] = p.coefficient(o, r, i, j, b);
+      }
+    }
+  };
+  advance(p, p.last + 1, kernels, pool, choose, next, absent, cost);
+}
+
+// Improves `best` by the sources that there are. With a reduction, the costs are left to be
+// computed for the winners.
+template <class Pool>
+void improve(const Problem& p, const Kernels& kernels, const Pool& pool, Best& best) {
   Costs<Pool> costs(p, kernels, pool);
   const bool reduced = p.reduce != Reduction::none;
-  const Live shared(p, -1);
-  if (reduced) {
-    Buffer<double> buffer(shared.cells);
-    double* offered = buffer.get();
-    std::fill(offered, offered + shared.cells, 0.0);
-    for (int64_t b = 0; b < p.samples; ++b) {
-      const double* cells = costs.of_sample(shared, b);
-      costs.for_cells(shared.cells, [&](int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; ++c) offered[c] += objective_term(p.reduce, cells[c]);
-      });
-    }
-    for (int64_t c = 0; c < shared.cells; ++c) offered[c] /= static_cast<double>(p.samples);
-    std::vector<double> objective = best.objective(p.reduce, 0);
-    for (size_t l = 0; l < shared.sources.size(); ++l)
-      best.offer(shared.sources[l], offered + shared.offsets[l], objective, 0);
-  }
-  for (int64_t b = 0; !reduced && b < p.samples; ++b) {
-    const Live own(p, b);
-    const double* cells = costs.of_sample(own, b);
+  for (int64_t b = 0; b < best.parent_samples; ++b) {
+    Live live(p, reduced ? -1 : b);
     std::vector<double> objective = best.objective(p.reduce, b);
-    for (size_t l = 0; l < own.sources.size(); ++l)
-      best.offer(own.sources[l], cells + own.offsets[l], objective, b);
-    for (int64_t j = 0; j < best.targets(); ++j) best.cost[j * p.samples + b] = objective[j];
+    for (const Run& run : live.runs) {
+      Buffer<double> buffer(reduced ? run.cells : 0);
+      const double* offered = buffer.get();
+      if (reduced) {
+        double* mean = buffer.get();
+        std::fill(mean, mean + run.cells, 0.0);
+        for (int64_t k = 0; k < p.samples; ++k) {
+          const double* cells = costs.of_run(live, run, k);
+          costs.for_cells(run.cells, [&](int64_t begin, int64_t end) {
+            for (int64_t c = begin; c < end; ++c) mean[c] += objective_term(p.reduce, cells[c]);
+          });
+        }
+        for (int64_t c = 0; c < run.cells; ++c) mean[c] /= static_cast<double>(p.samples);
+      } else {
+        offered = costs.of_run(live, run, b);
+      }
+      for (int64_t l = run.begin; l < run.end; ++l) {
+        const Pair& pair = live.pairs[l];
+        best.offer(pair.source, pair.order, offered + pair.cells, objective, b);
+      }
+    }
+    for (int64_t j = 0; !reduced && j < best.targets(); ++j)
+      best.cost[j * p.samples + b] = objective[j];
   }
+}
 
-  // Sources of earlier chunks are below first_source: those targets are as they should be.
-  std::vector<int64_t> improved = best.parent;
-  for (int64_t& parent : improved)
-    if (parent < p.first_source) parent = -1;
-  advance(p, kernels, pool, improved.data(), best.parent_samples, next, in_place,
-          reduced ? best.cost.data() : nullptr);
+// One step over the sources that there are: improves `best` and writes the candidates of the
+// targets that it improved, if `next` is given.
+template <class Pool>
+void step(const Problem& p, const Kernels& kernels, const Pool& pool, Best& best,
+          const Tensor3* next, Absent absent) {
+  improve(p, kernels, pool, best);
+  double* cost = p.reduce == Reduction::none ? nullptr : best.cost.data();
+  if (next != nullptr || cost != nullptr)
+    advance(p, kernels, pool, best.parent.data(), best.order.data(), best.parent_samples, next,
+            absent, cost);
 }
 
 }  // namespace oss::cpu

@@ -1,7 +1,7 @@
 // Vector types of the instruction set that this translation unit is compiled for: `Float` and
-// `Double`. A type gives its lanes, the shape of the register tile (sources x targets), the few
-// operations that the loops need and `sums`: horizontal sums in one fixed order, whatever their
-// number, padded to 4.
+// `Double`. A type gives its lanes, the shape of the register tile (sources x targets), how many
+// registers there are, the few operations that the loops need and `sums`: horizontal sums in one
+// fixed order, whatever their number, padded to 4.
 //
 // Included inside the namespace of the capability, so that nothing here is shared between them.
 
@@ -15,12 +15,14 @@ struct Float8 {
   // flight.
   static constexpr int tile_sources = 1;
   static constexpr int tile_targets = 6;
+  static constexpr int registers = 16;
 
   static Register zero() { return _mm256_setzero_ps(); }
   static Register broadcast(float a) { return _mm256_set1_ps(a); }
   static Register load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Register a) { _mm256_storeu_ps(p, a); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
+  static Register mul(Register a, Register b) { return _mm256_mul_ps(a, b); }
   static Register sub(Register a, Register b) { return _mm256_sub_ps(a, b); }
 
   // to[t] - from for a tile of targets, rounded once.
@@ -56,12 +58,14 @@ struct Double4 {
   static constexpr int lanes = 4;
   static constexpr int tile_sources = 1;
   static constexpr int tile_targets = 6;
+  static constexpr int registers = 16;
 
   static Register zero() { return _mm256_setzero_pd(); }
   static Register broadcast(double a) { return _mm256_set1_pd(a); }
   static Register load(const double* p) { return _mm256_loadu_pd(p); }
   static void store(double* p, Register a) { _mm256_storeu_pd(p, a); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_pd(a, b, c); }
+  static Register mul(Register a, Register b) { return _mm256_mul_pd(a, b); }
   static Register sub(Register a, Register b) { return _mm256_sub_pd(a, b); }
 
   static void steps(const double* to, double from, double* out) {
@@ -90,12 +94,14 @@ struct Float16 {
   static constexpr int lanes = 16;
   static constexpr int tile_sources = 2;
   static constexpr int tile_targets = 6;
+  static constexpr int registers = 32;
 
   static Register zero() { return _mm512_setzero_ps(); }
   static Register broadcast(float a) { return _mm512_set1_ps(a); }
   static Register load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Register a) { _mm512_storeu_ps(p, a); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
+  static Register mul(Register a, Register b) { return _mm512_mul_ps(a, b); }
   static Register sub(Register a, Register b) { return _mm512_sub_ps(a, b); }
   // The unmasked form makes GCC 12 warn about its own header.
   template <int index>
@@ -119,12 +125,14 @@ struct Double8 {
   static constexpr int lanes = 8;
   static constexpr int tile_sources = 2;
   static constexpr int tile_targets = 6;
+  static constexpr int registers = 32;
 
   static Register zero() { return _mm512_setzero_pd(); }
   static Register broadcast(double a) { return _mm512_set1_pd(a); }
   static Register load(const double* p) { return _mm512_loadu_pd(p); }
   static void store(double* p, Register a) { _mm512_storeu_pd(p, a); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_pd(a, b, c); }
+  static Register mul(Register a, Register b) { return _mm512_mul_pd(a, b); }
   static Register sub(Register a, Register b) { return _mm512_sub_pd(a, b); }
   template <int index>
   static Double4::Register half(Register a) {
@@ -159,6 +167,11 @@ struct Vector16 {
   static constexpr int lanes = 16 / sizeof(T);
   static constexpr int tile_sources = sources;
   static constexpr int tile_targets = targets;
+#if defined(__aarch64__)
+  static constexpr int registers = 32;
+#else
+  static constexpr int registers = 16;
+#endif
 
   static Register zero() { return Register{}; }
   static Register broadcast(T a) { return Register{} + a; }
@@ -168,6 +181,7 @@ struct Vector16 {
     return a;
   }
   static void store(T* p, Register a) { __builtin_memcpy(p, &a, sizeof(a)); }
+  static Register mul(Register a, Register b) { return a * b; }
   static Register sub(Register a, Register b) { return a - b; }
 #if defined(__aarch64__)
   static Register fma(Register a, Register b, Register c) {

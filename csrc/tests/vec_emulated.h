@@ -10,6 +10,7 @@ struct Emulated {
   static constexpr int lanes = width;
   static constexpr int tile_sources = 2;
   static constexpr int tile_targets = 6;
+  static constexpr int registers = 32;
 
   static Register zero() { return broadcast(0); }
   static Register broadcast(T a) {
@@ -28,6 +29,10 @@ struct Emulated {
   static Register fma(Register a, Register b, Register c) {
     for (int i = 0; i < width; ++i) c.lane[i] += a.lane[i] * b.lane[i];
     return c;
+  }
+  static Register mul(Register a, Register b) {
+    for (int i = 0; i < width; ++i) a.lane[i] *= b.lane[i];
+    return a;
   }
   static Register sub(Register a, Register b) {
     for (int i = 0; i < width; ++i) a.lane[i] -= b.lane[i];
