@@ -20,7 +20,7 @@ from op_truth import Truth
 from oss_ext import ops
 from oss_ext.ops import backend as cards
 from oss_ext.ops import triton as backend
-from oss_ext.ops.schema import LOG_FLOOR
+from oss_ext.ops.checks import LOG_FLOOR
 
 HERE = Path(__file__).parent
 MATRIX = ["correctness", "rules", "pieces", "arguments", "triton"]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext.ops import native, reference, schema, triton
+from oss_ext.ops import checks, native, reference, schema, triton
 from oss_ext.ops.backend import Backend
 
 BACKENDS: dict[str, Backend] = {
@@ -33,41 +33,47 @@ BACKENDS: dict[str, Backend] = {
 """Every backend by name, fastest first: the order in which the dispatcher prefers them."""
 
 
-def serving(device: torch.device | str = "cpu") -> Backend:
-    """The backend that ``torch.ops.oss`` uses for tensors on ``device``."""
+def serving(device: torch.device | str = "cpu", op: str = "dp_step") -> Backend:
+    """The backend that ``torch.ops.oss.<op>`` uses for tensors on ``device``."""
     device = torch.device(device)
-    return next(b for b in BACKENDS.values() if b.why_not(device) is None)
+    return next(b for b in BACKENDS.values() if b.why_not_call(op, device) is None)
 
 
 _serving_card = functools.cache(serving)  # a card does not change, and asking takes time
 
 
+def _first(args: tuple[Any, ...]) -> Tensor:
+    """The tensor that says where a call runs."""
+    head = args[0][0] if isinstance(args[0], list) and args[0] else args[0]
+    return head if isinstance(head, Tensor) else args[1]
+
+
 def _on_cuda(op: str) -> Callable[..., Any]:
-    def kernel(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _serving_card(tensor.device).operators[op](tensor, *args, **kwargs)
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        return _serving_card(_first(args).device, op).operators[op](*args, **kwargs)
 
     return kernel
 
 
 # Registering twice would replace the native kernels without a word. What serves depends on the
 # card, and is only asked when a tensor comes from one.
-if not native.build_info().get("cuda"):
-    for _name in schema.SCHEMAS:
+for _name in schema.SCHEMAS:
+    if not (native.build_info().get("cuda") and native.BACKEND.has(_name, "cuda")):
         schema.library.impl(_name, _on_cuda(_name), "CUDA")
 
 
-def _call(op: str, backend: str | None, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _call(op: str, backend: str | None, *args: Any, **kwargs: Any) -> Any:
     if backend is None:
-        return getattr(torch.ops.oss, op)(tensor, *args, **kwargs)
+        return getattr(torch.ops.oss, op)(*args, **kwargs)
     known = ", ".join(BACKENDS)
-    schema.expect(backend in BACKENDS, op, "backend", f"one of {known}", repr(backend))
-    chosen = BACKENDS[backend]
-    reason = chosen.why_not(tensor.device)
+    checks.expect(backend in BACKENDS, op, "backend", f"one of {known}", repr(backend))
+    chosen, device = BACKENDS[backend], _first(args).device
+    reason = chosen.why_not_call(op, device)
     if reason is not None:
-        able = ", ".join(n for n, b in BACKENDS.items() if b.why_not(tensor.device) is None)
-        expected = f"one that can serve {tensor.device} ({able})"
-        schema.expect(False, op, "backend", expected, f"{backend!r}: {reason}")
-    return chosen.operators[op](tensor, *args, **kwargs)
+        able = ", ".join(n for n, b in BACKENDS.items() if b.why_not_call(op, device) is None)
+        expected = f"one that can serve {device} ({able})"
+        checks.expect(False, op, "backend", expected, f"{backend!r}: {reason}")
+    return chosen.operators[op](*args, **kwargs)
 
 
 def dp_step(
@@ -191,3 +197,75 @@ def dp_accumulate_(
         "dp_accumulate_", backend, state, velocity_chunk, first_source, teacher, times,
         best_cost, best_parent, source_mask=source_mask, reduce=reduce,
     )  # fmt: skip
+
+
+def dp_argmin_(
+    basis: list[Tensor],
+    index: Tensor,
+    coefficients: Tensor,
+    terms: list[int],
+    first_source: int,
+    target: Tensor,
+    best_cost: Tensor,
+    best_parent: Tensor,
+    best_order: Tensor,
+    *,
+    source_mask: Tensor | None = None,
+    reduce: str = "none",
+    backend: str | None = None,
+) -> None:
+    """The argmin over (order, source) of candidates of any affine form (paper Algorithm 2).
+
+        candidate[o, i, j] = sum_{r < terms[o]} c[o, r, i, j] basis[r][index[r, i]]
+        cost[o, i, j] = mean over elements of (candidate[o, i, j] - target[j])^2,  live i > j
+
+    Each order is a way to step that the search may choose anew for every pair: Euler's terms are
+    the state and the velocity, those of a multistep solver reach back to earlier outputs, whose
+    rows depend on the source's own history. Sources come in chunks, as in ``dp_accumulate_``, but
+    nothing is moved: ``dp_combine`` does that.
+
+    Arithmetic, error model and reductions are those of ``dp_step``, whose costs and parents result
+    bit for bit from the terms ``1 * state + (t[j] - t[i]) * velocity``; with ``d = 4 u rms(sum_r
+    |c[r] basis[r]| + |target|)``. Coefficients are rounded once to the compute type. Nothing of
+    size N x N x D or N x D is allocated.
+
+    Args:
+        basis: R = 1 to 6 tensors ``[rows, B, *dims]``, any strides, any number of rows. The first
+            has target's dtype, the others too or are 16-bit beside float32.
+        index: int64 ``[R, C, B]``: which row of ``basis[r]`` is a term of source ``first_source +
+            c`` in sample b. -1: it has no such term, and no order that uses it a candidate.
+        coefficients: float64 ``[O, R, C, N+1, B]``, or ``[O, R, C, N+1, 1]`` for all samples, for
+            O = 1 to 4 orders. NaN in term 0: there is no such candidate. Otherwise finite (checked
+            on the CPU), but for what is never read: targets not below the source, terms that the
+            order does not use, sources that are not live.
+        terms: for every order, how many of the terms it uses.
+        first_source: the chunk holds sources ``first_source .. first_source + C - 1``.
+        target: ``[N+1, B, *dims]``.
+        best_cost: ``[N+1, B]`` float64, inf before the first chunk; updated in place.
+        best_parent, best_order: int64 ``[N+1, B]``, or ``[N+1, 1]`` with a reduction, -1 before
+            the first chunk; updated in place. The source that won, and its order.
+        source_mask, reduce: as in ``dp_step``. With a reduction, a source's order counts for a
+            target only if it has a finite candidate there in every sample.
+
+    Ties go to the largest source, then to the lowest order; NaN and inf never win. Rows of a basis
+    that belong to sources that are not live are never read.
+    """
+    _call(
+        "dp_argmin_", backend, basis, index, coefficients, terms, first_source, target, best_cost,
+        best_parent, best_order, source_mask=source_mask, reduce=reduce,
+    )  # fmt: skip
+
+
+def dp_combine(
+    basis: list[Tensor], index: Tensor, coefficients: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """``out[j] = sum_r c[r, j] basis[r][index[r, j]]``, ``[T, B, *dims]`` of basis[0]'s dtype.
+
+    With the winners' rows and coefficients it gives the candidates that ``dp_argmin_`` compared,
+    rounded once. ``basis`` is as there.
+
+    Args:
+        index: int64 ``[R, T, B]``; -1 leaves the term out, and a target without terms is zero.
+        coefficients: ``[R, T, B]`` float64, finite where the term is used.
+    """
+    return _call("dp_combine", backend, basis, index, coefficients)

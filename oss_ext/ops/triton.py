@@ -25,7 +25,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from oss_ext.ops import schema
+from oss_ext.ops import checks
 from oss_ext.ops.backend import Backend, why_no_card
 
 WORKSPACE = 16 * 2**20
@@ -167,7 +167,7 @@ def _add_terms(objective: Tensor, cost: Tensor, reduce: str) -> None:
     count, width, samples = cost.shape
     _kernels().add_terms[(-(-count * width // CELLS),)](
         objective, cost, cost.stride(), count, width, samples, LOG=reduce == "log_mean",
-        FLOOR=schema.LOG_FLOOR, CELLS=CELLS, enable_fp_fusion=False,
+        FLOOR=checks.LOG_FLOOR, CELLS=CELLS, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -246,9 +246,9 @@ def dp_cost(
     state: Tensor, velocity: Tensor, teacher: Tensor, times: Tensor, *,
     source_mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    schema.check_step("dp_cost", state, velocity, teacher, times, source_mask)
+    checks.check_step("dp_cost", state, velocity, teacher, times, source_mask)
     if _on_host(state):
-        schema.check_times("dp_cost", times)
+        checks.check_times("dp_cost", times)
     rows, samples = state.shape[:2]
     with torch.cuda.device_of(state):
         sources = _sources(state, velocity, 0, teacher, times, source_mask, "none")
@@ -259,8 +259,8 @@ def dp_cost(
 
 
 def dp_select(cost: Tensor, reduce: str = "none") -> tuple[Tensor, Tensor]:
-    schema.check_reduce("dp_select", reduce)
-    schema.check_costs("dp_select", cost)
+    checks.check_reduce("dp_select", reduce)
+    checks.check_costs("dp_select", cost)
     rows, samples = cost.shape[1:]
     columns = samples if reduce == "none" else 1
     with torch.cuda.device_of(cost):
@@ -277,12 +277,12 @@ def dp_select(cost: Tensor, reduce: str = "none") -> tuple[Tensor, Tensor]:
 
 
 def dp_advance(state: Tensor, velocity: Tensor, times: Tensor, parent: Tensor) -> Tensor:
-    schema.check_state("dp_advance", state, times)
-    schema.check_velocity("dp_advance", "velocity", velocity, state, state.shape[0])
-    schema.check_parent("dp_advance", parent, state)
+    checks.check_state("dp_advance", state, times)
+    checks.check_velocity("dp_advance", "velocity", velocity, state, state.shape[0])
+    checks.check_parent("dp_advance", parent, state)
     if _on_host(state):
-        schema.check_times("dp_advance", times)
-        schema.check_parent_values("dp_advance", parent)
+        checks.check_times("dp_advance", times)
+        checks.check_parent_values("dp_advance", parent)
     with torch.cuda.device_of(state):
         next_state = torch.empty_like(state, memory_format=torch.contiguous_format)
         _advance(next_state, state, velocity, 0, times.contiguous(), parent)
@@ -293,15 +293,15 @@ def dp_step(
     state: Tensor, velocity: Tensor, teacher: Tensor, times: Tensor, *,
     source_mask: Tensor | None = None, reduce: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    schema.check_reduce("dp_step", reduce)
-    schema.check_step("dp_step", state, velocity, teacher, times, source_mask)
+    checks.check_reduce("dp_step", reduce)
+    checks.check_step("dp_step", state, velocity, teacher, times, source_mask)
     if _on_host(state):
-        schema.check_times("dp_step", times)
+        checks.check_times("dp_step", times)
     rows, samples = state.shape[:2]
     columns = samples if reduce == "none" else 1
     with torch.cuda.device_of(state):
         sources = _sources(state, velocity, 0, teacher, times, source_mask, reduce)
-        cost = state.new_full((rows, samples), torch.inf, dtype=schema.cost_dtype(state))
+        cost = state.new_full((rows, samples), torch.inf, dtype=checks.cost_dtype(state))
         parent = torch.full((rows, columns), -1, dtype=torch.int64, device=state.device)
         next_state = torch.empty_like(state, memory_format=torch.contiguous_format)
         _improve(sources, cost, parent, reduce)
@@ -314,13 +314,13 @@ def dp_accumulate_(
     best_cost: Tensor, best_parent: Tensor, *, source_mask: Tensor | None = None,
     reduce: str = "none",
 ) -> None:  # fmt: skip
-    schema.check_accumulate(
+    checks.check_accumulate(
         "dp_accumulate_", state, velocity_chunk, first_source, teacher, times, best_cost,
         best_parent, source_mask, reduce,
     )  # fmt: skip
     if _on_host(state):
-        schema.check_times("dp_accumulate_", times)
-        schema.check_chunk_order("dp_accumulate_", best_parent, first_source)
+        checks.check_times("dp_accumulate_", times)
+        checks.check_chunk_order("dp_accumulate_", best_parent, first_source)
     with torch.cuda.device_of(state):
         sources = _sources(state, velocity_chunk, first_source, teacher, times, source_mask, reduce)
         _improve(sources, best_cost, best_parent, reduce)
