@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from affine_cases import AffineRunner
 from cli_cases import TINY, Oss, Outcome
 from op_cases import Runner
 from oss_ext import cli, ops
@@ -45,6 +46,13 @@ def backend(request: pytest.FixtureRequest) -> Runner:
     if reason is not None:
         pytest.skip(f"{name} on {device}: {reason}")
     return Runner(name, device)
+
+
+@pytest.fixture
+def affine(backend: Runner) -> AffineRunner:
+    """Every backend that has the operators on candidates of any affine form."""
+    backend.needs("dp_argmin_")
+    return AffineRunner(backend)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -207,6 +208,17 @@ def arrange(inputs: Inputs, layout: str) -> Inputs:
     )
 
 
+def euler_terms(inputs: Inputs) -> dict[str, Tensor]:
+    """``index`` and ``coefficients`` with which ``dp_argmin_`` compares what ``dp_step`` does."""
+    rows, samples = inputs.state.shape[:2]
+    source = torch.arange(1, rows, device=inputs.times.device)
+    steps = inputs.times - inputs.times[1:, None]
+    return {
+        "index": source[:, None].expand(2, -1, samples),
+        "coefficients": torch.stack([torch.ones_like(steps), steps])[None, ..., None],
+    }
+
+
 def arguments(op: str, inputs: Inputs) -> dict[str, Any]:
     """Valid arguments of an operator by name, in the order of its schema."""
     rows, samples = inputs.state.shape[:2]
@@ -229,6 +241,29 @@ def arguments(op: str, inputs: Inputs) -> dict[str, Any]:
         best = ops.dp_step(**arguments("dp_step", inputs), backend="reference")
         return {**step, "parent": best[2]}
     best_cost = inputs.times.new_full((rows, samples), torch.inf)
+    best_parent = torch.full_like(best_cost[:, :columns], -1, dtype=torch.int64)
+    if op == "dp_combine":
+        parent = ops.dp_step(**arguments("dp_step", inputs), backend="reference")[2]
+        parent = parent.expand(rows, samples)
+        steps = inputs.times[:, None] - inputs.times[parent]
+        return {
+            "basis": [inputs.state, inputs.velocity],
+            "index": torch.stack([parent, parent]),
+            "coefficients": torch.stack([torch.ones_like(steps), steps]),
+        }
+    if op == "dp_argmin_":
+        return {
+            "basis": [inputs.state, inputs.velocity],
+            **euler_terms(inputs),
+            "terms": [2],
+            "first_source": 1,
+            "target": inputs.teacher,
+            "best_cost": best_cost,
+            "best_parent": best_parent,
+            "best_order": best_parent.clone(),
+            "source_mask": inputs.source_mask,
+            "reduce": inputs.reduce,
+        }
     return {
         "state": inputs.state.clone(memory_format=torch.contiguous_format),
         "velocity_chunk": inputs.velocity[1:],
@@ -236,7 +271,7 @@ def arguments(op: str, inputs: Inputs) -> dict[str, Any]:
         "teacher": inputs.teacher,
         "times": inputs.times,
         "best_cost": best_cost,
-        "best_parent": torch.full_like(best_cost[:, :columns], -1, dtype=torch.int64),
+        "best_parent": best_parent,
         "source_mask": inputs.source_mask,
         "reduce": inputs.reduce,
     }
@@ -262,6 +297,12 @@ class Runner:
     @property
     def interpreted(self) -> bool:
         return (self.name, self.device) == ("triton", "cpu")
+
+    def needs(self, op: str) -> None:
+        """Skips a test of an operator that the backend does not have."""
+        reason = ops.BACKENDS[self.name].why_not_call(op, torch.device(self.device))
+        if reason is not None:
+            pytest.skip(f"{self.name}: {reason}")
 
     def draw(self, case: Case, seed: int) -> Inputs:
         """Inputs of a case on this device; smaller ones where Python interprets the kernels."""

@@ -92,6 +92,40 @@ SPOILT: list[tuple[str, str, Change]] = [
     ("best_parent", "a sample too few", lambda x: x[:, :1]),
     ("best_parent", "one memory for all rows", lambda x: x[:1].expand_as(x)),
     ("best_parent", "other device", lambda x: x.to("meta")),
+    ("best_order", "int32", lambda x: x.int()),
+    ("best_order", "a sample too few", lambda x: x[:, :1]),
+    ("best_order", "one memory for all rows", lambda x: x[:1].expand_as(x)),
+    ("best_order", "other device", lambda x: x.to("meta")),
+    ("basis", "no tensor", lambda x: []),
+    ("basis", "seven tensors", lambda x: x[:1] * 7),
+    ("basis", "integers", lambda x: [x[0].long(), x[1]]),
+    ("basis", "no samples axis", lambda x: [x[0], x[1][:, 0, 0, 0]]),
+    ("basis", "no row", lambda x: [x[0], x[1][:0]]),
+    ("basis", "a sample too few", lambda x: [x[0], x[1][:, :1]]),
+    ("basis", "other dims", lambda x: [x[0], x[1].mT]),
+    ("basis", "a narrow first", lambda x: [x[0].bfloat16(), x[1]]),
+    ("basis", "a wide second", lambda x: [x[0], x[1].double()]),
+    ("basis", "other device", lambda x: [x[0], x[1].to("meta")]),
+    ("index", "int32", lambda x: x.int()),
+    ("index", "a term too few", lambda x: x[1:]),
+    ("index", "nothing", lambda x: x[:, :0]),
+    ("index", "a sample too few", lambda x: x[..., :1]),
+    ("index", "two axes", lambda x: x[0]),
+    ("index", "past the last row", lambda x: torch.full_like(x, N + 1)),
+    ("index", "below -1", lambda x: torch.full_like(x, -2)),
+    ("index", "other device", lambda x: x.to("meta")),
+    ("coefficients", "float32", lambda x: x.float()),
+    ("coefficients", "an axis too few", lambda x: x[0]),
+    ("coefficients", "a row too few", lambda x: x[..., 1:, :]),
+    ("coefficients", "inf", lambda x: torch.full_like(x, torch.inf)),
+    ("coefficients", "other device", lambda x: x.to("meta")),
+    ("terms", "no order", lambda x: []),
+    ("terms", "five orders", lambda x: [1] * 5),
+    ("terms", "no term", lambda x: [0]),
+    ("terms", "more than there are", lambda x: [3]),
+    ("target", "integers", lambda x: x.long()),
+    ("target", "no samples axis", lambda x: x[:, 0, 0, 0]),
+    ("target", "N = 0", lambda x: x[:1]),
 ]
 
 
@@ -111,6 +145,7 @@ def takes(op: str, argument: str) -> bool:
 def test_a_bad_argument_is_named(
     backend: Runner, op: str, argument: str, change: Change, seed: int
 ) -> None:
+    backend.needs(op)
     given = arguments(op, backend.draw(CASE, seed))
     given[argument] = change(given[argument])
     with pytest.raises(RuntimeError, match=rf"^{op}: {argument}\b.*, got "):

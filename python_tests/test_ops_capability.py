@@ -17,7 +17,13 @@ from conftest import SEED
 from oss_ext.ops import native
 
 HERE = Path(__file__).parent
-MATRIX = ["test_ops_correctness.py", "test_ops_rules.py", "test_ops_pieces.py"]
+MATRIX = [
+    "test_ops_correctness.py",
+    "test_ops_rules.py",
+    "test_ops_pieces.py",
+    "test_ops_affine.py",
+    "test_ops_affine_pieces.py",
+]
 
 pytestmark = pytest.mark.skipif(not native.available, reason=str(native.why_not))
 
