@@ -54,9 +54,16 @@ CASES = [
     replace(PLAIN, op="dp_advance"),
     replace(PLAIN, op="dp_accumulate_"),
     replace(PLAIN, op="dp_accumulate_", samples=64, elements=2**10, reduce="log_mean"),
+    replace(PLAIN, op="dp_argmin_"),
+    replace(PLAIN, op="dp_argmin_", dtype=torch.float64),
+    replace(PLAIN, op="dp_argmin_", threads=64),
+    replace(PLAIN, op="dp_argmin_", samples=2**9, elements=2**4),
+    replace(PLAIN, op="dp_argmin_", samples=16, elements=2**10, reduce="log_mean"),
+    replace(PLAIN, op="dp_combine"),
     LONG,
     replace(LONG, threads=64),
     replace(LONG, samples=4, elements=2**10, reduce="log_mean"),
+    replace(LONG, op="dp_argmin_"),
 ]
 
 
@@ -78,9 +85,27 @@ def prepare(case: Case) -> Callable[[], tuple[Tensor, ...]]:
         parent = torch.arange(1, rows + 1)[:, None]
         parent[-1] = -1
         return lambda: (ops.dp_advance(state, velocity, times, parent),)
+    basis = [state, velocity, teacher, state, velocity, state]
+    if case.op == "dp_combine":
+        index = torch.ones(len(basis), rows, case.samples, dtype=torch.int64)
+        return lambda: (ops.dp_combine(basis, index, index.double()),)
     best_cost = torch.full((rows, case.samples), torch.inf, dtype=torch.float64)
     best_parent = torch.full_like(best_cost, -1, dtype=torch.int64)
     best_parent = best_parent if case.reduce == "none" else best_parent[:, :1]
+    if case.op == "dp_argmin_":
+        best_order = best_parent.clone()
+        index = torch.ones(len(basis), case.steps, case.samples, dtype=torch.int64)
+        coefficients = torch.ones(4, len(basis), case.steps, rows, 1, dtype=torch.float64)
+
+        def argmin() -> tuple[()]:
+            best_cost.fill_(torch.inf), best_parent.fill_(-1)
+            ops.dp_argmin_(
+                basis, index, coefficients, [6, 6, 6, 6], 1, teacher, best_cost, best_parent,
+                best_order, reduce=case.reduce,
+            )  # fmt: skip
+            return ()
+
+        return argmin
 
     def accumulate() -> tuple[()]:
         ops.dp_accumulate_(
