@@ -19,7 +19,7 @@ from driver_cases import (
 from oss_ext import solvers
 from oss_ext.solvers import SOLVERS, Multistep
 from oss_ext.solvers.base import OUTPUTS
-from solver_cases import LESS_THAN_ITS_ORDER, draw, final_error, never
+from solver_cases import NOT_ITS_ORDER, draw, final_error, never
 
 each_solver = pytest.mark.parametrize("name", SOLVERS)
 each_multistep = pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_its_error_falls_with_its_order(name: str) -> None:
     for seed in range(3):
         errors = [final_error(name, steps, seed) for steps in (64, 128)]
         slopes.append(math.log2(errors[0] / errors[1]))
-    expected = LESS_THAN_ITS_ORDER.get(name, SOLVERS[name].order)
-    assert sorted(slopes)[1] == pytest.approx(expected, abs=0.25)
+    expected = NOT_ITS_ORDER.get(name, SOLVERS[name].order)
+    assert sorted(slopes)[1] == pytest.approx(expected, abs=0.4)
 
 
 @each_solver
@@ -134,6 +134,28 @@ def test_the_coefficients_are_what_a_step_does(name: str, seed: int) -> None:
         outputs.insert(0, of_state * x + of_velocity * v)
         x, history = solver.step(history, x, v, t, t_next, order, never)
         torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
+
+
+@each_multistep
+@each_seed(1)
+def test_coefficients_of_many_sources_are_those_of_each(name: str, seed: int) -> None:
+    """Histories and orders of arrival that differ from source to source, in one call."""
+    solver = solvers.get(name)
+    assert isinstance(solver, Multistep)
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.rand(6, solver.remembers + 2, generator=generator, dtype=torch.float64)
+    *times, t_next = grid.sort(dim=1).values.T  # [6] each, ascending from the oldest
+    times, t_next = [t_next, *times[::-1]], times[0] * torch.tensor([[0.9], [0.5]])
+    arrived = torch.arange(6) % (solver.remembers + 1)
+    for order in range(1, solver.order + 1):
+        given = solver.coefficients(order, times, t_next, arrived)
+        for source, target in itertools.product(range(6), range(2)):
+            alone = solver.coefficients(
+                order, [t[source] for t in times], t_next[target, source], arrived[source]
+            )
+            for c, expected in zip(given, alone, strict=True):
+                value = c.expand(2, 6)[target, source]
+                torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
 
 
 # --- Euler --------------------------------------------------------------------------------------

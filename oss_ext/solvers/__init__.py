@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from oss_ext.solvers import dpmpp, euler
+from oss_ext.solvers import adams, deis, dpm, euler, heun, ipndm, unipc
 from oss_ext.solvers.base import Multistep, Singlestep, Solver, integrate
 
 __all__ = ["SOLVERS", "Multistep", "Singlestep", "Solver", "get", "integrate"]
 
-_FAMILIES: tuple[tuple[Solver, ...], ...] = (euler.FAMILY, dpmpp.FAMILY)
+_FAMILIES: tuple[tuple[Solver, ...], ...] = (
+    euler.FAMILY,
+    dpm.FAMILY,
+    unipc.FAMILY,
+    deis.FAMILY,
+    adams.FAMILY,
+    ipndm.FAMILY,
+    heun.FAMILY,
+)
 SOLVERS: dict[str, Solver] = {solver.name: solver for family in _FAMILIES for solver in family}
 
 

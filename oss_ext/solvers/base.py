@@ -55,6 +55,8 @@ class Solver(ABC):
         order: the highest order of a step.
         output: which of ``OUTPUTS`` it extrapolates.
         to_clean: the highest order of a step to t = 0, where half the log-SNR is infinite.
+        from_noise: the highest order of a step from t = 1, where it is so too.
+        tapers: whether its authors lower the order step by step before such an end.
         evaluations: model evaluations of a step, at most.
     """
 
@@ -63,6 +65,8 @@ class Solver(ABC):
     order: int
     output: str = "velocity"
     to_clean: int = 1
+    from_noise: int = 1
+    tapers: bool = True
     evaluations: int = 1
 
     @abstractmethod
@@ -94,20 +98,26 @@ class Solver(ABC):
     def highest_order(self, known: int, t_next: float) -> int:
         """Of a step to ``t_next`` with ``known`` earlier outputs at hand."""
 
+    def highest_orders(self, times: Sequence[float]) -> list[int]:
+        """The highest order of every step over descending ``times``."""
+        orders = [self.highest_order(k, t) for k, t in enumerate(times[1:])]
+        if times[0] == 1:
+            orders[0] = min(orders[0], self.from_noise)
+        return orders
+
     def usual_orders(self, times: Sequence[float]) -> tuple[int, ...]:
         """The order of every step over descending ``times``, as the solver's authors have it.
 
-        As high as the history allows, and lower again in the last steps to the clean end.
+        As high as it can be, and of most solvers lower again in the last steps to the clean end.
         """
-        steps = len(times) - 1
-        orders = [self.highest_order(k, t) for k, t in enumerate(times[1:])]
-        if times[-1] == 0:
+        steps, orders = len(times) - 1, self.highest_orders(times)
+        if times[-1] == 0 and self.tapers:
             orders = [min(order, max(steps - k, self.to_clean)) for k, order in enumerate(orders)]
         return tuple(orders)
 
     def check_orders(self, orders: Sequence[int], times: Sequence[float]) -> None:
         """``ValueError`` unless ``orders`` are such that every step over ``times`` can be made."""
-        highest = [self.highest_order(k, t) for k, t in enumerate(times[1:])]
+        highest = self.highest_orders(times)
         valid = len(orders) == len(highest)
         if not valid or any(not 1 <= o <= most for o, most in zip(orders, highest, strict=True)):
             raise ValueError(
@@ -131,10 +141,10 @@ class Multistep(Solver):
     def weights(
         self, order: int, times: Sequence[Tensor], t_next: Tensor, arrived: Tensor
     ) -> list[Tensor]:
-        """The weights g_1, g_2, ... of a step of ``order`` (2 or more, where it is not ``Euler``).
+        """The weights g_1, g_2, ... of a step of ``order``; those left out at the end are 0.
 
         Args:
-            order: of the step.
+            order: of the step; there are outputs enough for it.
             times: of the newest output, which is where the step starts, and of earlier ones.
             t_next: where it goes. All of these broadcast, in float64.
             arrived: orders of the steps that led to the newest output, 0 at a path's start.
@@ -202,17 +212,72 @@ class Singlestep(Solver):
         begin, end = (torch.tensor(s, dtype=torch.float64) for s in (t, t_next))
         between, weights = self.stages(order, begin, end) if order > 1 else ([], [[]])
         basis = [x, velocity]
-        for s, given in zip([*between, end], weights, strict=True):
-            moved = combine(basis, [float(c) for c in affine(self.output, begin, s, given)])
-            if s is not end:
-                parts = [float(c) for c in OUTPUTS[self.output](s)]
-                basis.append(combine([moved, evaluate(moved, float(s))], parts))
-        return moved, None
+
+        def moved(s: Tensor, given: list[Tensor]) -> Tensor:
+            return combine(basis, [float(c) for c in affine(self.output, begin, s, given)])
+
+        for s, given in zip(between, weights[:-1], strict=True):
+            stage = moved(s, given)
+            parts = [float(c) for c in OUTPUTS[self.output](s)]
+            basis.append(combine([stage, evaluate(stage, float(s))], parts))
+        return moved(end, weights[-1]), None
 
 
 def half_log_snr(t: Tensor) -> Tensor:
     """lambda = ``log((1 - t) / t)``: -inf at pure noise, inf at the clean end."""
     return torch.log1p(-t) - torch.log(t)
+
+
+def exponent(output: str, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
+    """How a step integrates its output exactly where that is constant: ``-s (exp(k) - 1) O``.
+
+    With h the step in half the log-SNR, data: s = 1 - t', k = -h; noise: s = t', k = h.
+
+    Returns:
+        s and k.
+    """
+    h = half_log_snr(t_next) - half_log_snr(t)
+    return (1 - t_next, -h) if output == "data" else (t_next, h)
+
+
+def exponential_moments(k: Tensor, count: int) -> list[Tensor]:
+    """``k int_0^1 exp(k (1 - r)) r^i dr`` for i = 1 to ``count``: i! times the remainder of the
+    exponential series, ``(exp(k) - 1 - k - ...) / k^i``.
+
+    ``-s`` times these is what a step adds for an output that is ``r^i`` at the share r of it, with
+    s and k of ``exponent``. The limits are taken at k = -inf.
+    """
+    moments = [torch.expm1(k)]
+    for i in range(1, count + 1):
+        moments.append(i * moments[-1] / k - 1)
+    return moments[1:]
+
+
+def lagrange(inverse: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
+    """Weights of differences for the integral of the polynomial through them.
+
+    The polynomial in r is 0 at r = 0 and O_j - O_0 at r_j. As many nodes as moments.
+
+    Args:
+        inverse: ``1 / r_j``: the step as a multiple of the way to every node. One that is
+            infinitely far has 0, and no weight.
+        moments: integrals of r, r^2, ...
+
+    Returns:
+        w_j, such that ``sum_j w_j (O_j - O_0)`` is the integral.
+    """
+    weights = []
+    for j, own in enumerate(inverse):
+        # r / r_j prod_m (1 - r / r_m) / (1 - r_j / r_m), the other nodes m, by powers of r.
+        powers, scale, none = [torch.ones_like(own)], own, torch.zeros_like(own)
+        for m, other in enumerate(inverse):
+            if m != j:
+                raised = zip([*powers, none], [none, *powers], strict=True)
+                powers = [c - other * below for c, below in raised]
+                scale = scale * (own / (own - other))
+        terms = [c * moment for c, moment in zip(powers, moments, strict=True)]
+        weights.append(scale * sum(terms[1:], terms[0]))
+    return weights
 
 
 def affine(output: str, t: Tensor, t_next: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
