@@ -62,7 +62,7 @@ class Score:
 
     @property
     def steps(self) -> int:
-        """Model evaluations per sample of the student."""
+        """Steps of the student: model evaluations per sample, where its solver has one a step."""
         return self.schedule.steps
 
     @cached_property

@@ -23,9 +23,10 @@ def student_states(
     progress: bool = False,
 ) -> Iterator[Tensor]:
     """Yield the student's states ``[B, *dims]`` at ``schedule.times[1:]``; see ``sample``."""
-    with progress_bar("sample", schedule.steps * len(noise), progress) as bar:
+    solver = solvers.get(schedule.solver)
+    evaluations = schedule.steps * solver.evaluations * len(noise)
+    with progress_bar("sample", evaluations, progress) as bar:
         evaluator = Evaluator(model, len(noise), max_batch, bar.update)
-        solver = solvers.get(schedule.solver)
         dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
         if schedule.orders:
             solver.check_orders(schedule.orders, schedule.times)

@@ -171,13 +171,13 @@ def teacher(
         noise: initial states ``[B, *dims]``, e.g. ``model.noise(16, seed=0)``.
         steps: N, on the model's own grid; ignored when ``times`` is given.
         times: the grid itself, ``[N+1]`` ascending flow times.
-        solver: name of the teacher's solver.
+        solver: the teacher's, a name in ``oss_ext.solvers.SOLVERS``.
         max_batch: rows per model call; None: all B samples in one.
         keep_x0: keep what metrics of the clean sample compare, as much again as the states.
         progress: show a progress bar.
 
     Raises:
-        ValueError: bad arguments, or a velocity of the wrong shape.
+        ValueError: bad arguments, an unknown solver, or a velocity of the wrong shape.
         NonFiniteError: the model returned NaN or inf; the message names time and sample.
     """
     model.check_noise(noise)
@@ -190,7 +190,9 @@ def teacher(
     states[-1] = noise
     x0 = torch.empty_like(states) if keep_x0 else None
     row_of = {t: row for row, t in enumerate(grid.tolist())}
-    with progress_bar("teacher", (len(grid) - 1) * samples, progress) as bar:
+    used = solvers.get(solver)
+    evaluations = (len(grid) - 1) * used.evaluations * samples
+    with progress_bar("teacher", evaluations, progress) as bar:
         evaluator = Evaluator(model, samples, max_batch, bar.update)
 
         def velocity(x: Tensor, t: float) -> Tensor:
@@ -199,7 +201,7 @@ def teacher(
                 torch.add(x, v, alpha=-t, out=x0[row_of[t]])
             return v
 
-        path = solvers.integrate(solvers.get(solver), velocity, states[-1], grid.flip(0).tolist())
+        path = solvers.integrate(used, velocity, states[-1], grid.flip(0).tolist())
         for row, x in zip(range(len(grid) - 2, -1, -1), path, strict=True):
             states[row] = x
     final = states[0]

@@ -25,6 +25,7 @@ from driver_cases import (
 )
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.refine import KEEP_BYTES, Runner, exhaustive, refine
+from oss_ext.solvers import SOLVERS
 
 STEPS = 3
 each_reduce = pytest.mark.parametrize("reduce", ["mean", "log_mean"])
@@ -92,6 +93,23 @@ def test_exhaustive_search_is_the_best_of_all(reduce: str, start: str, seed: int
     ]
     assert error == pytest.approx(min(errors), rel=1e-9)
     assert error_of(model, trajectory, schedule, reduce) == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "unipc-3", "heun"])
+@each_seed(1)
+def test_a_schedule_of_any_solver_is_refined_and_replays(solver: str, seed: int) -> None:
+    model, trajectory = random_case("mixture", seed, steps=14, samples=5)
+    rows = [(14, 9, 5, 2, 0), (13, 10, 6, 3, 0)]
+    starts = [trajectory.schedule(path, solver=solver) for path in rows]
+    budget = 40 * SOLVERS[solver].evaluations
+    found = refine(model, trajectory, starts, budget=budget, validation=0)
+    errors = [error_of(model, trajectory, s, "log_mean") for s in starts]
+    assert found.start_error == pytest.approx(min(errors), rel=1e-9)
+    assert found.error < found.start_error
+    assert found.schedule.solver == solver
+    again = error_of(model, trajectory, found.schedule, "log_mean")
+    assert found.error == pytest.approx(again, rel=1e-9)
+    assert found.nfe <= budget
 
 
 @each_seed(2)
@@ -171,6 +189,24 @@ def test_a_moved_knot_costs_the_evaluations_after_it(seed: int) -> None:
         runner.errors(rows, group)
         spent.append((evaluator.nfe - before) // SAMPLES)
     assert spent == [4, 1, 2, 0]
+
+
+@each_seed(1)
+def test_a_moved_knot_costs_the_stages_after_it_too(seed: int) -> None:
+    """Two evaluations a step, and one in the step to the clean end."""
+    model, trajectory = random_case("mixture", seed, steps=9)
+    evaluator = Evaluator(model, SAMPLES)
+    runner = Runner(evaluator, trajectory, "heun", KEEP_BYTES)
+    group = torch.arange(SAMPLES)
+    spent = []
+    for rows in [(9, 6, 3, 1, 0), (9, 6, 3, 2, 0), (9, 6, 4, 2, 0), (9, 6, 3, 1, 0)]:
+        before = evaluator.nfe
+        errors = runner.errors(rows, group)
+        spent.append((evaluator.nfe - before) // SAMPLES)
+        whole = oss.sample(model, trajectory.noise, trajectory.schedule(rows, solver="heun"))
+        expected = (whole - trajectory.final).square().flatten(1).mean(dim=1)
+        torch.testing.assert_close(errors, expected, rtol=1e-9, atol=0)
+    assert spent == [7, 2, 4, 0]
 
 
 def test_samples_keep_their_conditions_in_their_groups() -> None:
