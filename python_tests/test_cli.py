@@ -17,7 +17,8 @@ from driver_cases import (
     example_schedule,
     one_thread,  # noqa: F401
 )
-from oss_ext import Schedule, __version__, cli, models, ops, sample
+from oss_ext import Schedule, __version__, cli, models, ops, sample, solvers
+from oss_ext.runs import Run
 
 RUN_FILES = {"run.json", "arrays.safetensors"}
 
@@ -121,6 +122,32 @@ def test_models_lists_names_and_options(oss: Oss) -> None:
     assert "--set guidance=...  default 2.0" in outcome.out
 
 
+def test_solvers_lists_names_titles_and_evaluations(oss: Oss) -> None:
+    outcome = oss("solvers")
+    assert outcome.code == 0
+    for name, solver in solvers.SOLVERS.items():
+        assert f"{name}: {solver.title}\n" in outcome.out
+    assert "2s: DPM-Solver 2S (Lu et al. 2022a)\n    2 model evaluations per step\n" in outcome.out
+
+
+def test_a_search_knows_its_teachers_solver(oss: Oss) -> None:
+    """And its schedules are judged by such a teacher."""
+    outcome = oss("search", *TINY, "--steps=3", "--teacher-solver=heun", "--out=found")
+    assert "teacher 8 steps (heun)" in outcome.out
+    assert "15 + " in outcome.out  # evaluations per sample: one in the step to the clean end
+    schedule = Schedule.load("found/analytic-3.json")
+    assert (schedule.teacher_solver, schedule.solver) == ("heun", "euler")
+    options = ("--set=shape=1,4,4", "--samples=3", "--quiet")
+    judged = oss("compare", "found/analytic-3.json", *options, "--out=run")
+    assert judged.code == 0
+    assert Run.load("run").teacher_nfe == 15
+    made = oss(
+        "compare", *TINY, "--methods=uniform", "--teacher-solver=dpm-2s", "--steps=3", "--out=made"
+    )
+    assert made.code == 0
+    assert Run.load("made").teacher_nfe == 14  # no log-SNR at pure noise either
+
+
 def test_backends_says_which_is_in_use(oss: Oss) -> None:
     outcome = oss("backends")
     assert outcome.code == 0
@@ -128,7 +155,9 @@ def test_backends_says_which_is_in_use(oss: Oss) -> None:
     assert outcome.out.count("cpu: in use") == 1
 
 
-@pytest.mark.parametrize("command", ["search", "sample", "show", "compare", "models", "backends"])
+@pytest.mark.parametrize(
+    "command", ["search", "sample", "show", "compare", "models", "solvers", "backends"]
+)
 def test_help_lists_the_commands_and_each_has_its_own(oss: Oss, command: str) -> None:
     outcome = oss("--help")
     assert (outcome.code, outcome.err) == (0, "")

@@ -38,6 +38,7 @@ for command in (
     schedules.export_schedule,
     schedules.list_presets,
     info.list_models,
+    info.list_solvers,
     info.backends,
 ):
     cli.add_command(command)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from oss_ext import models, presets
+from oss_ext import models, presets, solvers
 from oss_ext.machine import configuration
 from oss_ext.models import Model, pipeline_load
 from oss_ext.report import is_image, is_picture_file
@@ -134,6 +134,10 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+teacher_solver_option = click.option(
+    "--teacher-solver", type=click.Choice(list(solvers.SOLVERS)), metavar="NAME", default="euler",
+    show_default=True, help="Teacher's solver; see `oss solvers`.",
+)  # fmt: skip
 batch_option = click.option(
     "--max-batch", type=click.IntRange(1), help="Rows per model call. [default: all samples]"
 )

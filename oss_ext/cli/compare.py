@@ -23,6 +23,7 @@ from oss_ext.cli.base import (
     model_options,
     quiet_option,
     run_of,
+    teacher_solver_option,
 )
 from oss_ext.evaluate import Score, score_table
 from oss_ext.models import Model
@@ -68,6 +69,7 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
               help="Of the teacher, where no SCHEDULE has one.")  # fmt: skip
 @click.option("--grid", type=click.Choice(list(noise.GRIDS)), default="own", show_default=True,
               help="Its time grid.")  # fmt: skip
+@teacher_solver_option
 @click.option("--samples", type=click.IntRange(1), default=64, show_default=True,
               help="Held-out samples.")  # fmt: skip
 @click.option("--seed", default=1, show_default=True,
@@ -90,6 +92,7 @@ def compare(
     calibration_seed: int,
     teacher_steps: int,
     grid: str,
+    teacher_solver: str,
     samples: int,
     seed: int,
     against: str | None,
@@ -115,7 +118,9 @@ def compare(
     if out is not None:
         check_writable(out)
     loaded = [load_schedule(name) for name in schedule_files]
-    model, times, solver = _teacher_of(loaded, choice, force, model_name, grid, teacher_steps)
+    model, times, solver = _teacher_of(
+        loaded, choice, force, model_name, grid, teacher_steps, teacher_solver
+    )
     if picture is not None:
         check_images("--picture", model)
     budgets = steps or [s.steps for s in loaded] or [5, 10]
@@ -179,13 +184,14 @@ def _teacher_of(
     model_name: str,
     grid: str,
     teacher_steps: int,
+    teacher_solver: str,
 ) -> tuple[Model, torch.Tensor, str]:
     """The model, and the teacher's times and solver: those of the schedules, if there are any."""
     if not loaded:
         model = choice.load(model_name)
         own = model.times(teacher_steps) if grid == "own" else None
         times = noise.GRIDS[grid](model.path, teacher_steps) if own is None else own
-        return model, times, "euler"
+        return model, times, teacher_solver
     searched = [s for s in loaded if s.model_hash] or loaded[:1]
     grids = {(s.teacher_times, s.teacher_solver) for s in searched}
     if len(grids) > 1:

@@ -1,4 +1,4 @@
-"""``oss models`` and ``oss backends``: what there is here."""
+"""``oss models``, ``oss solvers`` and ``oss backends``: what there is here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import click
 import torch
 
-from oss_ext import models, ops
+from oss_ext import models, ops, solvers
 
 
 @click.command("models")
@@ -20,6 +20,15 @@ def list_models() -> None:
             click.echo(f"    --set {option}=...  default {parameter.default!r}")
     click.echo("--pipeline DIR: any diffusers pipeline, by its own loop.")
     click.echo("    --set KEY=VALUE  argument of the pipeline's call, e.g. guidance_scale=4.5")
+
+
+@click.command("solvers")
+def list_solvers() -> None:
+    """List the solvers, and how often a step of theirs evaluates the model."""
+    for name, solver in solvers.SOLVERS.items():
+        click.echo(f"{name}: {solver.title}")
+        if solver.evaluations > 1:
+            click.echo(f"    {solver.evaluations} model evaluations per step")
 
 
 @click.command()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from oss_ext import export, noise
+from oss_ext import export, noise, solvers
 from oss_ext.baselines import uniform
 from oss_ext.cli.base import (
     Budgets,
@@ -16,6 +16,7 @@ from oss_ext.cli.base import (
     model_options,
     quiet_option,
     run_of,
+    teacher_solver_option,
 )
 from oss_ext.plan import QUALITIES
 from oss_ext.report import plot_schedules
@@ -38,6 +39,7 @@ from oss_ext.teacher import teacher as make_teacher
 @click.option("--teacher-steps", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--grid", type=click.Choice(list(noise.GRIDS)), default="own", show_default=True,
               help="Teacher's time grid.")  # fmt: skip
+@teacher_solver_option
 @click.option("--scope", type=click.Choice(SCOPES), default="joint", show_default=True,
               help="One schedule for all samples, or one each.")  # fmt: skip
 @click.option("--reduce", type=click.Choice(["log_mean", "mean"]),
@@ -73,6 +75,7 @@ def search(
     seed: int,
     teacher_steps: int,
     grid: str,
+    teacher_solver: str,
     scope: str,
     reduce: str | None,
     aggregate: str | None,
@@ -121,9 +124,17 @@ def search(
         quality, scope, len(times) - 1, steps, start or "free", budget, off_grid, beam
     )
     if not quiet:
-        click.echo(f"teacher: {len(times) - 1} evaluations per sample; {planned}", err=True)
+        evaluations = (len(times) - 1) * solvers.get(teacher_solver).evaluations
+        click.echo(f"teacher: {evaluations} evaluations per sample; {planned}", err=True)
     initial = model.noise(samples, seed, start=float(times[-1]))
-    trajectory = make_teacher(model, initial, times=times, max_batch=max_batch, progress=not quiet)
+    trajectory = make_teacher(
+        model,
+        initial,
+        times=times,
+        solver=teacher_solver,
+        max_batch=max_batch,
+        progress=not quiet,
+    )
     result = search_schedules(
         model,
         trajectory,
