@@ -143,9 +143,13 @@ def test_a_choice_of_orders_costs_no_evaluations(solver: str, seed: int) -> None
     evaluator = Evaluator(model, SAMPLES)
     table = dp.run(evaluator, trajectory, STEPS, reduce="none", solver=solver)
     assert evaluator.nfe == SAMPLES * dp.evaluations(9, STEPS, "free")
-    # Up to the second step all sources are those of Algorithm 1, and its candidates among ours.
+    # Up to the second step all sources are those of Algorithm 1, and its candidates among ours; but
+    # UniPC, which remembers more for it, corrects what the first step came to.
+    used = SOLVERS[solver]
+    assert isinstance(used, Multistep)
+    alike = 2 if used.remembers < used.order else 1
     euler = table_of(model, trajectory, reduce="none")
-    assert bool((table.cost[:2] <= euler.cost[:2] * (1 + 1e-9)).all())
+    assert bool((table.cost[:alike] <= euler.cost[:alike] * (1 + 1e-9)).all())
 
 
 @each_solver
