@@ -73,7 +73,8 @@ def plan(
         budgets: numbers of steps asked for.
         start: ``free`` or ``pinned``.
         budget: evaluations per sample at most, all stages together; shortens refinement.
-        per_step: model evaluations of a student's step.
+        per_step: model evaluations of a student's step. With more than one there is no search from
+            coarse to fine.
         width: states per row that the dynamic programme keeps; more is a beam, whose further
             evaluations come on top.
 
@@ -89,14 +90,17 @@ def plan(
     table = 0
     if quality in ("dp", "best"):
         table = beam.evaluations(teacher_steps, max(budgets), width, start)
+        table += dp.evaluations(teacher_steps, max(budgets), start, per_step)
+        table -= dp.evaluations(teacher_steps, max(budgets), start)
     refine, least = {}, {}
     if quality in SHARES:
         least = {k: LEAST_RUNS * k * per_step for k in budgets}
         for k in budgets:
             own = SHARES[quality] * (teacher_steps + full[k]) - teacher_steps
-            refine[k] = max(least[k], int(own) - (full[k] if table else 0))
+            own_table = dp.evaluations(teacher_steps, k, start, per_step) if table else 0
+            refine[k] = max(least[k], int(own) - own_table)
     planned = Plan(quality, table, refine)
-    if quality in ("balanced", "best"):
+    if quality in ("balanced", "best") and per_step == 1:
         planned = _with_coarse(planned, teacher_steps, budgets, start, least)
     if budget is None or arguments.whole_number("budget", budget) >= planned.nfe:
         return planned

@@ -263,8 +263,6 @@ def search(
     planned = make_plan(
         quality, scope, trajectory.steps, budgets, start, budget, off_grid, beam, per_step
     )
-    if planned.table or planned.coarse:
-        dp.served(solver)
     if beam > 1 and (solver != "euler" or compared != metrics.XT):
         raise ValueError(
             f"beam: expected 1 with solver {solver!r} and metric {compared.name!r}, got {beam}"

@@ -36,7 +36,11 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 # A family is a folder: its __init__ is the registry and knows every member, a member knows the
 # family's base (these files) and its own helpers, whose names begin with its own and "_".
-BASES = {"ops": {"schema", "checks", "backend"}, "report": {"base", "chart", "markup"}}
+BASES = {
+    "dp": {"table"},
+    "ops": {"schema", "checks", "backend"},
+    "report": {"base", "chart", "markup"},
+}
 DEFAULT_BASE = {"base"}
 
 MAX_LINES = 400

@@ -8,7 +8,8 @@
         z[k][j]   = z[k-1][r] + (t[j] - t[r]) v[r],  r = r[k][j]
 
 That is Algorithm 1. With a multistep solver (Algorithm 2) a source has a candidate of every order
-that its history allows, and the argmin is over (order, source).
+that its history allows, and the argmin is over (order, source). A singlestep one makes its steps
+from the few sources of every target that Euler finds the nearest.
 
 Exactly k steps: row k of the table is the answer for the budget k, so one run to M steps holds
 the schedule of every budget up to M. A target without a finite candidate is dead and is no source
@@ -25,6 +26,7 @@ from torch import Tensor
 from oss_ext import arguments, solvers
 from oss_ext.dp.euler import EulerSteps
 from oss_ext.dp.orders import OrderSteps
+from oss_ext.dp.stages import StageSteps
 from oss_ext.dp.table import Table, check_reached, evaluations, first_sources, next_sources
 from oss_ext.metrics import XT, Metric
 from oss_ext.models.base import Model
@@ -66,7 +68,8 @@ def run(
             parent in the table; where it is not allowed, no path goes on from it.
         velocity_bytes: memory for velocities; what exceeds it is streamed. The bits are equal
             where the rows of a model call are (``max_batch`` the samples, or 1). Euler only.
-        solver: of the student, one of one evaluation per step.
+        solver: of the student. One that evaluates the model between the steps takes further
+            evaluations, see ``evaluations``.
         fixed_order: only the highest order that the history and the target allow.
         metric: what is compared with the teacher. Costs in the table are those of the whole state
             in any case.
@@ -80,11 +83,16 @@ def run(
     live = first_sources(trajectory, reduce, start)
     if allowed is not None:
         allowed = _check_allowed(allowed, steps, reduce, live)
-    used = served(solver)
-    mover: EulerSteps | OrderSteps
-    if used.order == 1 and metric == XT:
+    used = solvers.get(solver)
+    mover: EulerSteps | OrderSteps | StageSteps
+    if isinstance(used, solvers.Singlestep):
+        if metric != XT:
+            raise ValueError(f"metric: expected 'xt' with solver {solver!r}, got {metric.name!r}")
+        mover = StageSteps(evaluator, trajectory, used, reduce)
+    elif used.order == 1 and metric == XT:
         mover = EulerSteps(evaluator, trajectory, reduce, velocity_bytes)
     else:
+        assert isinstance(used, solvers.Multistep)
         mover = OrderSteps(evaluator, trajectory, used, reduce, fixed_order, metric)
     costs, parents, orders = [], [], []
     for k in range(1, steps + 1):
@@ -95,18 +103,6 @@ def run(
         live = next_sources(parents[-1], trajectory.samples)
         check_reached(parents[-1], k, reduce, evaluator)
     return Table(torch.stack(costs), torch.stack(parents), torch.stack(orders) if orders else None)
-
-
-def served(name: str) -> solvers.Multistep:
-    """The solver called ``name``; ``ValueError`` says which can be searched for if it cannot."""
-    solver = solvers.get(name)
-    if not isinstance(solver, solvers.Multistep):
-        known = ", ".join(n for n, s in solvers.SOLVERS.items() if isinstance(s, solvers.Multistep))
-        raise ValueError(
-            f"solver: expected one of one evaluation per step ({known}), got {name!r}, which "
-            "evaluates the model between the steps"
-        )
-    return solver
 
 
 def _check_allowed(allowed: Tensor, steps: int, reduce: str, live: Tensor) -> Tensor:

@@ -59,10 +59,20 @@ class Table:
         return tuple(int(self.order[k, row, sample]) for k, row in enumerate(rows[1:]))
 
 
-def evaluations(teacher_steps: int, steps: int, start: str) -> int:
-    """Model evaluations per sample of a search to ``steps`` steps (teacher not included)."""
+FEW = 2
+"""Sources of a target that a solver with stages makes its steps from."""
+
+
+def evaluations(teacher_steps: int, steps: int, start: str, per_step: int = 1) -> int:
+    """Model evaluations per sample of a search to ``steps`` steps (teacher not included).
+
+    One for every live source, and ``FEW (per_step - 1)`` at most for every target that a solver
+    of ``per_step`` evaluations has between the steps, which is all but the clean end.
+    """
     first = teacher_steps if start == "free" else 1
-    return first + sum(teacher_steps - k + 1 for k in range(2, steps + 1))
+    targets = sum(teacher_steps - k for k in range(1, steps + 1))
+    sources = first + sum(teacher_steps - k + 1 for k in range(2, steps + 1))
+    return sources + FEW * (per_step - 1) * targets
 
 
 def first_sources(trajectory: Trajectory, reduce: str, start: str) -> Tensor:

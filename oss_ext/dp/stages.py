@@ -1,0 +1,134 @@
+"""Steps of a solver that evaluates the model between source and target.
+
+Where such a step ends takes evaluations for every pair. They are made for the few sources of a
+target that are nearest by an Euler step, which needs none; among these the nearest after its whole
+step is the parent.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oss_ext import ops
+from oss_ext.dp.table import FEW
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.ops.reference import objective
+from oss_ext.solvers import Singlestep
+from oss_ext.solvers.base import OUTPUTS, affine
+from oss_ext.teacher import Trajectory
+
+
+class StageSteps:
+    """The states of all rows, moved one step at a time.
+
+    Args:
+        evaluator: of the model.
+        trajectory: the teacher.
+        solver: of the student.
+        reduce: as in ``run``.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, trajectory: Trajectory, solver: Singlestep, reduce: str
+    ) -> None:
+        self._evaluator, self._solver, self._reduce = evaluator, solver, reduce
+        self._times, self._teacher = trajectory.times, trajectory.states
+        self._state = self._teacher[-1:].expand_as(self._teacher)
+
+    def step(self, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``."""
+        rows, samples = live.shape
+        columns = samples if self._reduce == "none" else 1
+        velocity = torch.empty_like(self._teacher)
+        self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
+        best = torch.full((rows, samples), torch.inf, dtype=torch.float64)
+        parent = torch.full((rows, columns), -1)
+        moved, tried = torch.zeros_like(self._teacher), list[Tensor]()
+        for _ in range(FEW):
+            source = self._nearest(velocity, live, tried)
+            tried.append(source)
+            after = self._after(velocity, source)
+            cost = self._cost(after, source)
+            old, new = objective(best, self._reduce), objective(cost, self._reduce)
+            better = (new < old) | ((new == old) & new.isfinite() & (source > parent))
+            parent = torch.where(better, source, parent)
+            best = torch.where(better, cost, best)
+            taken = better.expand(rows, samples).to(moved.device)
+            moved[taken] = after[taken]
+        self._state = moved
+        order = torch.where(parent < 0, 0, self._orders(self._times[parent.clamp(min=0)]))
+        return best.to(self._state.dtype), parent, order
+
+    def _orders(self, t: Tensor) -> Tensor:
+        """The highest orders of steps from ``t`` ``[N+1, ...]`` to the times of the rows."""
+        highest = torch.tensor([self._solver.highest_order(0, s) for s in self._times.tolist()])
+        highest = highest.view(-1, *[1] * (t.dim() - 1)).expand_as(t)
+        return torch.where(t == 1, highest.clamp(max=self._solver.from_noise), highest)
+
+    def _nearest(self, velocity: Tensor, live: Tensor, tried: list[Tensor]) -> Tensor:
+        """The best source of every target by an Euler step, but those tried, ``[N+1, columns]``."""
+        device, (rows, samples) = self._state.device, live.shape
+        columns = samples if self._reduce == "none" else 1
+        row = torch.arange(rows)
+        given = torch.ones(1, 2, rows - 1, rows, columns, dtype=torch.float64)
+        given[0, 1] = (self._times[None, :] - self._times[1:, None])[..., None]
+        for earlier in tried:
+            given[0, 0, earlier[None] == row[1:, None, None]] = torch.nan
+        index = row[1:, None].expand(2, rows - 1, samples)
+        cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
+        source = torch.full((rows, columns), -1, device=device)
+        ops.dp_argmin_(
+            [self._state, velocity], index.to(device), given.to(device), [2], 1, self._teacher,
+            cost, source, torch.full_like(source, -1), source_mask=live.to(device),
+            reduce=self._reduce,
+        )  # fmt: skip
+        return source.cpu()
+
+    def _after(self, velocity: Tensor, source: Tensor) -> Tensor:
+        """Where the steps from ``source`` end, ``[N+1, B, *dims]``; zeros where there is none."""
+        samples = self._teacher.shape[1]
+        after = torch.zeros_like(self._teacher)
+        # One column after the other: the times of its stages are its own.
+        groups = torch.arange(samples).chunk(source.shape[1])
+        for column, group in enumerate(groups):
+            from_row = source[:, column].clamp(min=0)
+            place = group.to(after.device)
+            x, v = (tensor[from_row.to(tensor.device)[:, None], place]
+                    for tensor in (self._state, velocity))  # fmt: skip
+            after[:, place] = self._steps(x, v, self._times[from_row], source[:, column], group)
+        return after
+
+    def _steps(self, x: Tensor, v: Tensor, t: Tensor, source: Tensor, group: Tensor) -> Tensor:
+        """One step of every row from ``x`` and ``v`` ``[N+1, b, *dims]`` at ``t`` to its time."""
+        orders, after = self._orders(t), torch.zeros_like(x)
+        for order in orders[source >= 0].unique().tolist():
+            kept = ((orders == order) & (source >= 0)).nonzero().flatten()
+            begin, end = t[kept], self._times[kept]
+            between, weights = self._solver.stages(order, begin, end) if order > 1 else ([], [[]])
+            basis = [x[kept.to(x.device)], v[kept.to(x.device)]]
+            for stage, s in enumerate([*between, end]):
+                moved = _sum(basis, affine(self._solver.output, begin, s, weights[stage]))
+                if stage < len(between):
+                    slope = torch.empty_like(moved)
+                    everyone = torch.ones(len(kept), len(group)).nonzero()
+                    self._evaluator.fill(slope, moved, s, everyone, group)
+                    basis.append(_sum([moved, slope], list(OUTPUTS[self._solver.output](s))))
+            after[kept.to(x.device)] = moved
+        return after
+
+    def _cost(self, after: Tensor, source: Tensor) -> Tensor:
+        """Mean squared distance to the teacher, ``[N+1, B]`` float64; inf where no source."""
+        cost = torch.full(self._teacher.shape[:2], torch.inf, dtype=torch.float64)
+        for row in range(len(cost)):
+            error = (after[row] - self._teacher[row]).double().square().flatten(1).mean(dim=1)
+            cost[row] = torch.where(source[row] >= 0, error.cpu(), torch.inf)
+        return cost
+
+
+def _sum(basis: list[Tensor], coefficients: list[Tensor]) -> Tensor:
+    """``sum_r coefficients[r] basis[r]`` with a coefficient per row."""
+    total = torch.zeros_like(basis[0])
+    for term, c in zip(basis, coefficients, strict=True):
+        total += c.to(term).view(-1, *[1] * (term.dim() - 1)) * term
+    return total

@@ -1,0 +1,109 @@
+"""The dynamic programme with solvers that evaluate the model between source and target."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import oss_ext as oss
+from driver_cases import (
+    SAMPLES,
+    dp_search,
+    each_family,
+    each_reduction,
+    each_seed,
+    each_start,
+    one_thread,  # noqa: F401
+    random_case,
+)
+from oss_ext import dp
+from oss_ext.dp.table import FEW
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.ops.reference import objective
+from oss_ext.solvers import SOLVERS, Singlestep
+
+STEPS = 3
+SINGLESTEP = [name for name, s in SOLVERS.items() if isinstance(s, Singlestep)]
+each_solver = pytest.mark.parametrize("solver", SINGLESTEP)
+
+
+@each_solver
+@each_family
+@each_reduction
+@each_start
+@each_seed(1)
+def test_replaying_a_path_gives_the_tables_cost(
+    solver: str, family: str, reduce: str, start: str, seed: int
+) -> None:
+    model, trajectory = random_case(family, seed, steps=10)
+    evaluator = Evaluator(model, SAMPLES)
+    table = dp.run(evaluator, trajectory, STEPS, reduce=reduce, start=start, solver=solver)
+    for steps in range(1, STEPS + 1):
+        for b in range(SAMPLES):
+            column = b if reduce == "none" else 0
+            rows = table.backtrack(steps, column)
+            orders = table.orders(rows, column)
+            _, errors = dp.replay(model, trajectory, rows, solver=solver, orders=orders)
+            expected = torch.stack([table.cost[k, row, b] for k, row in enumerate(rows[1:])])
+            torch.testing.assert_close(errors[:, b], expected, rtol=1e-9, atol=1e-12)
+
+
+@each_solver
+@each_reduction
+@each_seed(1)
+def test_the_parent_is_the_nearer_of_those_that_euler_finds_nearest(
+    solver: str, reduce: str, seed: int
+) -> None:
+    """The first step, where all sources are the noise: every pair made and compared."""
+    model, trajectory = random_case("network", seed, steps=7)
+    evaluator = Evaluator(model, SAMPLES)
+    table = dp.run(evaluator, trajectory, 1, reduce=reduce, solver=solver)
+    times, everyone = trajectory.times.tolist(), torch.arange(SAMPLES)
+    used, noise = SOLVERS[solver], trajectory.noise
+    velocity = [evaluator.at(noise, t) for t in times[1:]]
+    for j in range(7):
+        by_euler, whole = [], []
+        for i in range(j + 1, 8):
+            euler = noise + (times[j] - times[i]) * velocity[i - 1]
+            order = used.highest_orders([times[i], times[j]])[0]
+            after, _ = used.step(
+                None, noise, velocity[i - 1], times[i], times[j], order,
+                lambda x, t: evaluator.at(x, t, everyone),
+            )  # fmt: skip
+            for found, end in ((by_euler, euler), (whole, after)):
+                found.append((end - trajectory.states[j]).square().flatten(1).mean(dim=1))
+        nearest = objective(torch.stack(by_euler), reduce).argsort(dim=0)[:FEW]
+        exact = objective(torch.stack(whole), reduce)
+        best = exact.gather(0, nearest).argmin(dim=0)
+        expected = j + 1 + nearest.gather(0, best[None])[0]
+        assert torch.equal(table.parent[0, j], expected)
+
+
+@each_solver
+@pytest.mark.parametrize("start", ["free", "pinned"])
+def test_all_evaluations_are_counted_and_known_beforehand(solver: str, start: str) -> None:
+    model, trajectory = random_case("mixture", 3, steps=9)
+    evaluator = Evaluator(model, SAMPLES)
+    dp.run(evaluator, trajectory, STEPS, reduce="none", start=start, solver=solver)
+    per_step = SOLVERS[solver].evaluations
+    least = SAMPLES * dp.evaluations(9, STEPS, start)
+    assert least < evaluator.nfe <= SAMPLES * dp.evaluations(9, STEPS, start, per_step)
+
+
+@pytest.mark.parametrize("quality", ["dp", "fast", "balanced", "best"])
+@each_seed(1)
+def test_a_search_keeps_what_it_says(quality: str, seed: int) -> None:
+    model, trajectory = random_case("mixture", seed, steps=30, samples=8)
+    result = oss.search(model, trajectory, 4, quality=quality, solver="heun", reduce="mean")
+    schedule = result.schedule(4)
+    assert schedule.solver == "heun"
+    images = oss.sample(model, trajectory.noise, schedule)
+    errors = (images - trajectory.final).square().flatten(1).mean(dim=1)
+    assert float(errors[: schedule.samples].mean()) == pytest.approx(schedule.cost, rel=1e-9)
+    assert result.nfe <= result.plan.nfe
+
+
+def test_metrics_that_need_the_general_operator_are_refused() -> None:
+    model, trajectory = random_case("mixture", 1)
+    with pytest.raises(ValueError, match=r"^metric: expected 'xt' with solver 'heun', got 'x0'"):
+        dp_search(model, trajectory, 2, solver="heun", metric="x0")
