@@ -57,6 +57,7 @@ def make(
     steps: int | Sequence[int],
     methods: Sequence[str] = METHODS,
     *,
+    solver: str = "euler",
     max_batch: int | None = None,
     progress: bool = False,
     on_method: Callable[[str], object] = lambda name: None,
@@ -68,6 +69,8 @@ def make(
         trajectory: the calibration samples.
         steps: a budget or several.
         methods: names of ``METHODS``.
+        solver: of the students. Searches are made with it; baselines only choose times, and
+            are run with it.
         max_batch: rows per model call.
         progress: show progress bars.
         on_method: called with each contender's name before it is made.
@@ -92,11 +95,12 @@ def make(
         begin = time.perf_counter()
         try:
             if name in BASELINES:
-                schedule = BASELINES[name].make(calibration, budget)
+                schedule = replace(BASELINES[name].make(calibration, budget), solver=solver)
             else:
                 result = search(
-                    model, trajectory, budget, quality=name, max_batch=max_batch, progress=progress
-                )
+                    model, trajectory, budget, quality=name, solver=solver, max_batch=max_batch,
+                    progress=progress,
+                )  # fmt: skip
                 schedule = result.schedule(budget)
                 table = table if result.table is None else result.mean_cost()
         except UnableError as reason:

@@ -363,3 +363,31 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
     assert err.strip() == "interrupted"
     assert process.returncode == 130
     assert files(tmp_path) == set()
+
+
+def test_search_takes_a_solver_and_a_metric(oss: Oss) -> None:
+    outcome = oss(
+        "search", *TINY, "--steps=3", "--quality=dp", "--solver=dpmpp-2m", "--fixed-order",
+        "--metric=x0",
+    )  # fmt: skip
+    assert outcome.code == 0
+    schedule = Schedule.load("schedules/analytic-3.json")
+    assert schedule.solver == "dpmpp-2m"
+    assert len(schedule.orders) == 3
+    assert schedule.objective is not None
+    assert schedule.objective.metric == "x0"
+    # Uniform steps beside it are taken by its solver too.
+    assert oss("compare", "schedules/analytic-3.json", "--samples=3", "--out=run").code == 0
+    assert {c.schedule.solver for c in Run.load("run").contenders if c.schedule} == {"dpmpp-2m"}
+
+
+def test_methods_are_made_with_a_solver(oss: Oss) -> None:
+    outcome = oss("compare", *TINY[:2], "--methods=uniform,dp", "--steps=3", "--teacher-steps=8",
+                  "--calibration=3", "--samples=3", "--solver=heun", "--out=run")  # fmt: skip
+    assert outcome.code == 0
+    assert {c.schedule.solver for c in Run.load("run").contenders if c.schedule} == {"heun"}
+
+
+def test_a_host_takes_its_own_steps(oss: Oss) -> None:
+    outcome = oss("search", *TINY, "--steps=3", "--for=comfyui", "--solver=heun")
+    assert_misused(outcome, "--solver: comfyui takes its own steps")

@@ -138,6 +138,10 @@ teacher_solver_option = click.option(
     "--teacher-solver", type=click.Choice(list(solvers.SOLVERS)), metavar="NAME", default="euler",
     show_default=True, help="Teacher's solver; see `oss solvers`.",
 )  # fmt: skip
+solver_option = click.option(
+    "--solver", type=click.Choice(list(solvers.SOLVERS)), metavar="NAME", default="euler",
+    show_default=True, help="Solver of the students searched for; see `oss solvers`.",
+)  # fmt: skip
 batch_option = click.option(
     "--max-batch", type=click.IntRange(1), help="Rows per model call. [default: all samples]"
 )

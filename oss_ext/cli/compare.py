@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from oss_ext.cli.base import (
     model_options,
     quiet_option,
     run_of,
+    solver_option,
     teacher_solver_option,
 )
 from oss_ext.evaluate import Score, score_table
@@ -70,6 +72,7 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 @click.option("--grid", type=click.Choice(list(noise.GRIDS)), default="own", show_default=True,
               help="Its time grid.")  # fmt: skip
 @teacher_solver_option
+@solver_option
 @click.option("--samples", type=click.IntRange(1), default=64, show_default=True,
               help="Held-out samples.")  # fmt: skip
 @click.option("--seed", default=1, show_default=True,
@@ -93,6 +96,7 @@ def compare(
     teacher_steps: int,
     grid: str,
     teacher_solver: str,
+    solver: str,
     samples: int,
     seed: int,
     against: str | None,
@@ -118,7 +122,7 @@ def compare(
     if out is not None:
         check_writable(out)
     loaded = [load_schedule(name) for name in schedule_files]
-    model, times, solver = _teacher_of(
+    model, times, followed = _teacher_of(
         loaded, choice, force, model_name, grid, teacher_steps, teacher_solver
     )
     if picture is not None:
@@ -130,7 +134,7 @@ def compare(
     def teacher(count: int, noise_seed: int) -> Trajectory:
         initial = model.noise(count, noise_seed, start=float(times[-1]))
         return make_teacher(
-            model, initial, times=times, solver=solver, max_batch=max_batch, progress=not quiet
+            model, initial, times=times, solver=followed, max_batch=max_batch, progress=not quiet
         )
 
     entries = _from_files(schedule_files, loaded)
@@ -138,16 +142,18 @@ def compare(
     if methods:
         searched = teacher(calibration, calibration_seed)
         made = contest.make(
-            model, searched, budgets, methods, max_batch=max_batch, progress=not quiet,
+            model, searched, budgets, methods, solver=solver, max_batch=max_batch,
+            progress=not quiet,
             on_method=lambda name: None if quiet else click.echo(f"making {name}", err=True),
         )  # fmt: skip
     held_out = teacher(samples, seed)
     rivals = list(made.contenders)
     known = {c.name for c in rivals}
-    for count in sorted({s.steps for s in loaded}):
+    for count, own in sorted({(s.steps, s.solver) for s in loaded}):
         name = f"{REFERENCE} {count}"
-        if name not in known:
-            schedule = uniform(held_out, count)
+        if name not in known:  # with the solver of one that it stands beside
+            known.add(name)
+            schedule = replace(uniform(held_out, count), solver=own)
             rivals.append(Contender(name, REFERENCE, count, schedule))
     contenders = sorted([*rivals, *entries], key=lambda c: c.steps)
     scores = contest.judge(model, held_out, contenders, max_batch=max_batch, progress=not quiet)

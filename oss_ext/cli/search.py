@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from oss_ext import export, noise, solvers
+from oss_ext import export, metrics, noise, solvers
 from oss_ext.baselines import uniform
 from oss_ext.cli.base import (
     Budgets,
@@ -16,6 +16,7 @@ from oss_ext.cli.base import (
     model_options,
     quiet_option,
     run_of,
+    solver_option,
     teacher_solver_option,
 )
 from oss_ext.plan import QUALITIES
@@ -40,6 +41,12 @@ from oss_ext.teacher import teacher as make_teacher
 @click.option("--grid", type=click.Choice(list(noise.GRIDS)), default="own", show_default=True,
               help="Teacher's time grid.")  # fmt: skip
 @teacher_solver_option
+@solver_option
+@click.option("--fixed-order", is_flag=True,
+              help="Only the student's solver's highest orders, for hosts that cannot vary "
+              "them.")  # fmt: skip
+@click.option("--metric", type=click.Choice(list(metrics.METRICS)), default="xt",
+              show_default=True, help="What the dynamic programme compares.")  # fmt: skip
 @click.option("--scope", type=click.Choice(SCOPES), default="joint", show_default=True,
               help="One schedule for all samples, or one each.")  # fmt: skip
 @click.option("--reduce", type=click.Choice(["log_mean", "mean"]),
@@ -76,6 +83,9 @@ def search(
     teacher_steps: int,
     grid: str,
     teacher_solver: str,
+    solver: str,
+    fixed_order: bool,
+    metric: str,
     scope: str,
     reduce: str | None,
     aggregate: str | None,
@@ -101,7 +111,10 @@ def search(
     # Whatever can be wrong is found before the teacher takes its time.
     check_budgets(steps, teacher_steps)
     make_objective(scope, reduce, aggregate, start or "free")
-    make_plan(quality, scope, teacher_steps, steps, start or "free", budget, off_grid, beam)
+    limits = (start or "free", budget, off_grid, beam, solvers.get(solver).evaluations)
+    make_plan(quality, scope, teacher_steps, steps, *limits)
+    if host is not None and solver != "euler":
+        raise click.UsageError(f"--solver: {host} takes its own steps; expected euler with --for")
     check_writable(out)
     model = choice.load(model_name)
     times = (
@@ -120,9 +133,8 @@ def search(
     if len(times) - 1 < teacher_steps:
         click.echo(f"note: the teacher's grid has {len(times) - 1} steps", err=True)
     check_budgets(steps, len(times) - 1)
-    planned = make_plan(
-        quality, scope, len(times) - 1, steps, start or "free", budget, off_grid, beam
-    )
+    limits = (start or "free", *limits[1:])
+    planned = make_plan(quality, scope, len(times) - 1, steps, *limits)
     if not quiet:
         evaluations = (len(times) - 1) * solvers.get(teacher_solver).evaluations
         click.echo(f"teacher: {evaluations} evaluations per sample; {planned}", err=True)
@@ -133,6 +145,7 @@ def search(
         times=times,
         solver=teacher_solver,
         max_batch=max_batch,
+        keep_x0=metrics.get(metric).needs_x0,
         progress=not quiet,
     )
     result = search_schedules(
@@ -145,6 +158,9 @@ def search(
         reduce=reduce,
         aggregate=aggregate,
         start=start or "free",
+        solver=solver,
+        fixed_order=fixed_order,
+        metric=metric,
         beam=beam,
         off_grid=off_grid,
         max_batch=max_batch,
