@@ -9,6 +9,7 @@ images = oss.sample(model, model.noise(8, seed=1), result.schedule(10))
 """
 
 from oss_ext import baselines, contest, export, metrics, models, noise, ops, solvers
+from oss_ext.calibrate import calibrate
 from oss_ext.evaluate import compare
 from oss_ext.plan import plan
 from oss_ext.refine import Refinement, exhaustive, refine
@@ -26,6 +27,7 @@ __all__ = [
     "Trajectory",
     "__version__",
     "baselines",
+    "calibrate",
     "compare",
     "contest",
     "exhaustive",

@@ -19,10 +19,20 @@ def student_states(
     noise: Tensor,
     schedule: Schedule,
     *,
+    amplitude: bool = False,
     max_batch: int | None = None,
     progress: bool = False,
 ) -> Iterator[Tensor]:
-    """Yield the student's states ``[B, *dims]`` at ``schedule.times[1:]``; see ``sample``."""
+    """Yield the student's states ``[B, *dims]`` at ``schedule.times[1:]``; see ``sample``.
+
+    They are as the solver's steps leave them, before any calibration for the next.
+    """
+    calibration = schedule.amplitude if amplitude else None
+    if amplitude and calibration is None:
+        raise ValueError(
+            "amplitude: expected a schedule with the teacher's quantiles (oss_ext.calibrate, "
+            "oss search --amplitude), got one without"
+        )
     solver = solvers.get(schedule.solver)
     evaluations = schedule.steps * solver.evaluations * len(noise)
     with progress_bar("sample", evaluations, progress) as bar:
@@ -31,7 +41,12 @@ def student_states(
         if schedule.orders:
             solver.check_orders(schedule.orders, schedule.times)
         yield from solvers.integrate(
-            solver, evaluator.at, noise.to(dtype), schedule.times, schedule.orders
+            solver,
+            evaluator.at,
+            noise.to(dtype),
+            schedule.times,
+            schedule.orders,
+            before=None if calibration is None else calibration.matched,
         )
 
 
@@ -40,6 +55,7 @@ def sample(
     noise: Tensor,
     schedule: Schedule,
     *,
+    amplitude: bool = False,
     max_batch: int | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -48,12 +64,24 @@ def sample(
     The first step starts at ``schedule.times[0]`` from the noise as it is, also where that lies
     below the teacher's last time. States are float32 (float64 for float64 noise).
 
+    Args:
+        model: the model to run.
+        noise: initial states ``[B, *dims]``.
+        schedule: where to evaluate it.
+        amplitude: bring every sample to the teacher's quantiles before each step, the first one
+            too; stages of a solver within a step, and what it remembers of earlier ones, stay as
+            the model gave them. See ``oss_ext.amplitude``.
+        max_batch: rows per model call; None: all B samples in one.
+        progress: show a progress bar.
+
     Raises:
-        ValueError: noise of the wrong shape or a velocity of the wrong shape; a solver that is
-            not known, or orders that it does not have.
+        ValueError: ``amplitude`` with a schedule that has none; noise or a velocity of the wrong
+            shape; a solver that is not known, or orders that it does not have.
         NonFiniteError: the model returned NaN or inf; the message names time and sample.
     """
     model.check_noise(noise)
-    states = student_states(model, noise, schedule, max_batch=max_batch, progress=progress)
+    states = student_states(
+        model, noise, schedule, amplitude=amplitude, max_batch=max_batch, progress=progress
+    )
     *_, last = states
     return last

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from oss_ext import arguments
+from oss_ext.amplitude import Amplitude
 from oss_ext.files import replacing
 from oss_ext.noise import FLOW, check_grid, path_from_dict
 from oss_ext.noise import Path as NoisePath
@@ -28,7 +29,7 @@ from oss_ext.version import __version__
 
 FORMAT = "oss-schedule"
 FORMAT_VERSION = 1
-LATER = ("orders",)
+LATER = ("orders", "amplitude")
 """Attributes that files of earlier releases do not have."""
 
 SCOPES = ("joint", "instance")
@@ -101,6 +102,8 @@ class Schedule:
         samples: number of calibration samples.
         search_nfe: model evaluations of teacher and search per calibration sample.
         package_version: version of oss_ext that made it.
+        amplitude: the teacher's quantiles at every step, if they were measured (``calibrate``);
+            applied only where ``sample`` is asked to.
     """
 
     times: tuple[float, ...]
@@ -119,6 +122,7 @@ class Schedule:
     package_version: str = __version__
     teacher_timesteps: tuple[float, ...] = ()
     orders: tuple[int, ...] = ()
+    amplitude: Amplitude | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "model_hash", "solver", "teacher_solver", "method",
@@ -153,6 +157,10 @@ class Schedule:
         valid = len(self.teacher_timesteps) in (0, n)
         valid = valid and all(map(math.isfinite, self.teacher_timesteps))
         _expect(valid, "teacher_timesteps", f"none or {n} finite numbers", self.teacher_timesteps)
+        if self.amplitude is not None:
+            valid = isinstance(self.amplitude, Amplitude) and self.amplitude.steps == self.steps
+            _expect(valid, "amplitude", f"null or an Amplitude of {self.steps} steps",
+                    self.amplitude)  # fmt: skip
 
     def _make_tuple(self, name: str, kind: type, expected: str) -> None:
         """Lists, as JSON gives them, become tuples, so that the schedule is frozen throughout."""
@@ -213,11 +221,21 @@ class Schedule:
         return self.times[0] < self.teacher_times[-1]
 
     def _part(self, times: Sequence[float]) -> Schedule:
-        """This schedule with other times, of which nothing was measured, in the usual orders."""
+        """This schedule with other times, of which nothing was measured, in the usual orders.
+
+        The amplitude is kept if every step starts where one of this schedule does: what the teacher
+        has at other times cannot be known from it.
+        """
         rows = {t: i for i, t in enumerate(self.teacher_times)}
         known = all(t in rows for t in times)
         indices = tuple(rows[t] for t in times) if known else None
-        return replace(self, times=tuple(times), indices=indices, orders=(), cost=None)
+        amplitude = self.amplitude
+        if amplitude is not None:
+            starts = {t: k for k, t in enumerate(self.times[:-1])}
+            same = all(t in starts for t in times[:-1])
+            amplitude = amplitude.part([starts[t] for t in times[:-1]]) if same else None
+        return replace(self, times=tuple(times), indices=indices, orders=(), cost=None,
+                       amplitude=amplitude)  # fmt: skip
 
     def cut(self, *, sigma: float | None = None, strength: float | None = None) -> Schedule:
         """The part for image-to-image, which starts from an image with noise added.
@@ -311,11 +329,12 @@ class Schedule:
             given["path"] = path_from_dict(given["path"])
         except ValueError as error:
             raise ScheduleError(str(error)) from None
-        if isinstance(given["objective"], dict):
-            try:
-                given["objective"] = Objective(**given["objective"])
-            except (TypeError, ScheduleError) as error:
-                raise ScheduleError(f"objective: {error}") from None
+        for name, kind in (("objective", Objective), ("amplitude", Amplitude)):
+            if isinstance(given.get(name), dict):
+                try:
+                    given[name] = kind(**given[name])
+                except (TypeError, ValueError) as error:
+                    raise ScheduleError(f"{name}: {error}") from None
         return cls(**given)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,6 +78,18 @@ class Trajectory:
     def noise(self) -> Tensor:
         """The initial states ``[B, *dims]``."""
         return self.states[-1]
+
+    def at(self, t: float) -> Tensor:
+        """The states ``[B, *dims]`` at flow time t; beyond the ends those at the end.
+
+        Between rows they are taken to be linear in flow time, as Euler steps have it.
+        """
+        times = self.times.tolist()
+        row = min(bisect_left(times, t), self.steps)
+        if row == 0 or times[row] <= t:
+            return self.states[row]
+        weight = (t - times[row - 1]) / (times[row] - times[row - 1])
+        return torch.lerp(self.states[row - 1], self.states[row], weight)
 
     def first(self, samples: int) -> Trajectory:
         """The same run of the first ``samples`` samples alone; views."""

@@ -18,11 +18,11 @@ PACKAGE = "oss_ext"
 # From the ground up. A module may import from floors below its own, not from its neighbours.
 FLOORS = (
     ("version", "arguments", "files", "progress"),
-    ("noise", "ops", "statistics", "distributed"),
+    ("noise", "ops", "statistics", "distributed", "amplitude"),
     ("schedule", "metrics", "hosts", "machine"),
     ("models", "solvers", "export", "presets"),
     ("teacher", "sampling"),
-    ("dp",),
+    ("dp", "calibrate"),
     ("refine", "evaluate", "coarse", "beam"),
     ("baselines", "plan"),
     ("search",),

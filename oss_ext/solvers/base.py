@@ -301,6 +301,7 @@ def integrate(
     x: Tensor,
     times: Sequence[float],
     orders: Sequence[int] = (),
+    before: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Yield the states at ``times[1:]``, starting from ``x`` at ``times[0]``.
 
@@ -309,9 +310,11 @@ def integrate(
         x: ``[B, *dims]``.
         times: descending flow times.
         orders: of every step; none: the solver's usual ones.
+        before: ``before(step, x)``, the state that a step starts from in place of x.
     """
     history = None
     orders = orders or solver.usual_orders(times)
-    for (t, t_next), order in zip(pairwise(times), orders, strict=True):
+    for k, ((t, t_next), order) in enumerate(zip(pairwise(times), orders, strict=True)):
+        x = x if before is None else before(k, x)
         x, history = solver.step(history, x, velocity(x, t), t, t_next, order, velocity)
         yield x
