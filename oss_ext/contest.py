@@ -138,8 +138,8 @@ def judge(
             scores.append(Unable(c.name, c.steps, c.note))
             continue
         (score,) = compare(
-            model, held_out, {c.name: c.schedule}, features=features, max_batch=max_batch,
-            progress=progress,
+            model, held_out, {c.name: c.schedule}, amplitude=[c.name] if c.amplitude else [],
+            features=features, max_batch=max_batch, progress=progress,
         )  # fmt: skip
         scores.append(replace(score, images=score.images[:SHOWN].clone()))
     return scores

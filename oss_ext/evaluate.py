@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -14,6 +13,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from oss_ext.amplitude import quantiles
 from oss_ext.models.base import Model
 from oss_ext.sampling import student_states
 from oss_ext.schedule import Schedule
@@ -32,6 +32,8 @@ from oss_ext.statistics import (
 from oss_ext.teacher import Trajectory
 
 WIDTH = 80
+AMPLITUDE = " amplitude"
+"""What names of schedules that run with amplitude calibration end with, beside the plain ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,12 @@ class Score:
         seconds: wall time of the student's run per sample, judging it not included.
         frechet: squared Frechet distance of the samples' features to those of the teacher's; None
             without ``features``.
+        sharpness: mean gradient magnitude of the samples over that of the teacher's; None where
+            they are no pictures. See ``sharpness``.
+        calibrated: whether it ran with amplitude calibration.
+        quantiles: ``[2, steps + 1, 2]`` float64, of a schedule with an ``amplitude`` only: of the
+            student's states and of the teacher's, at every time of the schedule, the low and the
+            high quantile, mean over the samples; the student's before they are calibrated there.
     """
 
     name: str
@@ -59,6 +67,9 @@ class Score:
     along: Tensor
     seconds: float
     frechet: float | None = None
+    sharpness: float | None = None
+    calibrated: bool = False
+    quantiles: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -105,6 +116,7 @@ def compare(
     held_out: Trajectory,
     schedules: Mapping[str, Schedule],
     *,
+    amplitude: Collection[str] = (),
     features: Callable[[Tensor], Tensor] | None = None,
     max_batch: int | None = None,
     progress: bool = False,
@@ -117,13 +129,21 @@ def compare(
         model: the model that made ``held_out``.
         held_out: a teacher trajectory on samples that no search has used.
         schedules: schedules by name; the scores come in the same order.
+        amplitude: names of those that are to run with amplitude calibration.
         features: from all samples ``[B, *dims]`` to ``[B, F]``, e.g. a network's, for
             ``Score.frechet``; called once for the teacher and once a schedule.
 
     Raises:
-        ValueError: a model other than that of ``held_out``; features of another shape, of fewer
-            than 2 samples, or not finite.
+        ValueError: a model other than that of ``held_out``; ``amplitude`` of a schedule that is
+            not there or has none; features of another shape, of fewer than 2 samples, or not
+            finite.
     """
+    able = [name for name, schedule in schedules.items() if schedule.amplitude is not None]
+    if not set(amplitude) <= set(able):
+        raise ValueError(
+            f"amplitude: expected names of schedules with the teacher's quantiles, "
+            f"{', '.join(map(repr, able)) or 'of which there are none'}, got {list(amplitude)}"
+        )
     held_out.check_model(model)
     model.check_noise(held_out.noise)
     # Before any run, which can be long.
@@ -131,12 +151,15 @@ def compare(
     scores = []
     for name, schedule in schedules.items():
         states = student_states(
-            model, held_out.noise, schedule, max_batch=max_batch, progress=progress
-        )
+            model, held_out.noise, schedule, amplitude=name in amplitude, max_batch=max_batch,
+            progress=progress,
+        )  # fmt: skip
+        found = _quantiles(schedule, held_out, schedule.times[0], held_out.noise)
         along, seconds, begin = [], 0.0, time.perf_counter()
         for t, images in zip(schedule.times[1:], states, strict=True):
             seconds += time.perf_counter() - begin
-            along.append(_distance(images, _teacher_at(held_out, t)).log().mean().exp())
+            found += _quantiles(schedule, held_out, t, images)
+            along.append(_distance(images, held_out.at(t)).log().mean().exp())
             begin = time.perf_counter()
         frechet = None
         if features is not None and aim is not None:
@@ -151,24 +174,52 @@ def compare(
                 along=torch.stack(along),
                 seconds=seconds / held_out.samples,
                 frechet=frechet,
+                sharpness=_relative(sharpness(images), sharpness(held_out.final)),
+                calibrated=name in amplitude,
+                quantiles=torch.stack(found, dim=1) if found else None,
             )
         )
     return scores
 
 
+def sharpness(images: Tensor) -> float | None:
+    """Mean gradient magnitude, in the values' unit per pixel.
+
+    ``sqrt(d_x^2 + d_y^2)`` of the differences to the next element along the last two dimensions,
+    mean over all places that have both, channels, frames and samples. Blur lowers it, contrast and
+    noise raise it: it says how much detail there is, not whether it is right.
+
+    Args:
+        images: ``[B, C, ..., H, W]``.
+
+    Returns:
+        None for what is no picture: samples of fewer than three dimensions, or H or W of 1.
+    """
+    if images.ndim < 4 or min(images.shape[-2:]) < 2:
+        return None
+    x = images.double()
+    corner = x[..., :-1, :-1]
+    return float(torch.hypot(x[..., :-1, 1:] - corner, x[..., 1:, :-1] - corner).mean())
+
+
+def _relative(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
+
+
+def _quantiles(schedule: Schedule, held_out: Trajectory, t: float, x: Tensor) -> list[Tensor]:
+    """``[2, 2]``: mean quantiles of the student's states ``x`` and of the teacher's at time t.
+
+    None in the list where the schedule has no amplitude, which says which ones.
+    """
+    if schedule.amplitude is None:
+        return []
+    both = (quantiles(states, schedule.amplitude.levels) for states in (x, held_out.at(t)))
+    return [torch.stack([values.mean(dim=0).cpu() for values in both])]
+
+
 def _distance(x: Tensor, target: Tensor) -> Tensor:
     """Mean squared distance of every sample, ``[B]`` float64 on the CPU."""
     return (x - target).double().square().flatten(1).mean(dim=1).cpu()
-
-
-def _teacher_at(held_out: Trajectory, t: float) -> Tensor:
-    """The teacher's states ``[B, *dims]`` at flow time t; beyond its ends those at the end."""
-    times = held_out.times.tolist()
-    row = min(bisect_left(times, t), held_out.steps)
-    if row == 0 or times[row] <= t:
-        return held_out.states[row]
-    weight = (t - times[row - 1]) / (times[row] - times[row - 1])
-    return torch.lerp(held_out.states[row - 1], held_out.states[row], weight)
 
 
 def _features(features: Callable[[Tensor], Tensor], images: Tensor, whose: str) -> Tensor:
@@ -182,6 +233,8 @@ def _features(features: Callable[[Tensor], Tensor], images: Tensor, whose: str) 
 
 def score_table(scores: Sequence[Score | Unable], against: str | None = None) -> str:
     """The comparison as text of 80 columns: a line per schedule, dB against the teacher.
+
+    Sharpness has a column where a schedule ran with amplitude calibration, which is about it.
 
     Args:
         scores: of one ``compare``; names are cut where the figures need the room.
@@ -205,12 +258,15 @@ def score_table(scores: Sequence[Score | Unable], against: str | None = None) ->
     frechet = any(s.frechet is not None for s in judged)
     top = ["", "PSNR of", "mean", "worst", "search"]
     bottom = ["steps", "mean error", "PSNR", "decile", "evals"]
+    sharp = any(s.calibrated and s.sharpness is not None for s in judged)
+    if sharp:
+        top, bottom = [*top, ""], [*bottom, "sharp"]
     if frechet:
         top, bottom = [*top, ""], [*bottom, "Frechet"]
     if against is not None:
         top, bottom = [*top, "paired"], [*bottom, "difference"]
     rows = [
-        _figures(s, frechet, baselines[s.name]) if isinstance(s, Score) else [str(s.steps)]
+        _figures(s, sharp, frechet, baselines[s.name]) if isinstance(s, Score) else [str(s.steps)]
         for s in scores
     ]
     columns = zip_longest(top, bottom, *rows, fillvalue="")
@@ -219,8 +275,7 @@ def score_table(scores: Sequence[Score | Unable], against: str | None = None) ->
     first = min(room, max(len(name) for name in ("schedule", *(s.name for s in scores))))
 
     def line(name: str, cells: Iterable[str]) -> str:
-        name = name if len(name) <= first else name[: first - 1] + "…"
-        return f"{name:{first}}" + "".join(
+        return f"{_cut(name, first):{first}}" + "".join(
             f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=False)
         )
 
@@ -229,7 +284,7 @@ def score_table(scores: Sequence[Score | Unable], against: str | None = None) ->
         text = line(score.name, row)
         lines += _wrapped(score.reason, text + "  ") if isinstance(score, Unable) else [text]
     if judged:
-        lines += _footer(len(judged[0].mse), judged[0].data_range, against)
+        lines += _footer(len(judged[0].mse), judged[0].data_range, against, sharp)
     return "\n".join(lines)
 
 
@@ -238,7 +293,15 @@ def _name_for(score: Score, against: str | None) -> str:
     return (against or "").replace("{steps}", str(score.steps))
 
 
-def _figures(score: Score, frechet: bool, baseline: Score | None) -> list[str]:
+def _cut(name: str, room: int) -> str:
+    """``name`` in ``room`` characters; that it ran with amplitude calibration stays readable."""
+    if len(name) <= room:
+        return name
+    end = AMPLITUDE if name.endswith(AMPLITUDE) and room > len(AMPLITUDE) + 1 else ""
+    return name[: room - 1 - len(end)] + "…" + end
+
+
+def _figures(score: Score, sharp: bool, frechet: bool, baseline: Score | None) -> list[str]:
     """What a line of the table says of a score."""
     interval = bootstrap(score.mse, "psnr_of_mean", score.data_range)
     cells = [
@@ -248,6 +311,8 @@ def _figures(score: Score, frechet: bool, baseline: Score | None) -> list[str]:
         f"{score.worst_decile:.2f}",
         str(score.schedule.search_nfe),
     ]
+    if sharp:
+        cells.append("-" if score.sharpness is None else f"{score.sharpness:.3f}")
     if frechet:
         cells.append("-" if score.frechet is None else f"{score.frechet:.3g}")
     if score is baseline:
@@ -267,7 +332,7 @@ def _with_interval(value: str, interval: Interval | None) -> str:
     return f"{value}±{(high - low) / 2:.2f}"
 
 
-def _footer(samples: int, data_range: float, against: str | None) -> list[str]:
+def _footer(samples: int, data_range: float, against: str | None, sharp: bool) -> list[str]:
     noun = "sample" if samples == 1 else "samples"
     notes = [
         f"{samples} held-out {noun}; PSNR with data range {data_range:.4g}, in dB",
@@ -277,6 +342,8 @@ def _footer(samples: int, data_range: float, against: str | None) -> list[str]:
         if samples > 1
         else "no intervals: they need two samples or more",
     ]
+    if sharp:
+        notes.append("sharp: mean gradient magnitude over that of the teacher's samples")
     if against is not None:
         whom = against.replace("{steps}", "of as many steps")
         notes.append(f"paired difference: PSNR of the mean error above that of {whom}")

@@ -41,6 +41,7 @@ class Contender:
         seconds: wall time of finding it, the teacher not included.
         note: why there is no schedule, or a remark.
         file: where in the run folder its schedule is; by its name if empty.
+        amplitude: whether it was judged with amplitude calibration.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Contender:
     seconds: float = 0.0
     note: str = ""
     file: str = ""
+    amplitude: bool = False
 
     def __post_init__(self) -> None:
         if not self.file and self.schedule is not None:
@@ -74,6 +76,8 @@ class Run:
             where nothing was judged.
         along: by contender, ``[steps]`` float64: the geometric mean over the held-out samples of
             the mean squared distance to the teacher after every step.
+        quantiles: by contender whose schedule has an amplitude, ``[2, steps + 1, 2]`` float64: of
+            its states and the teacher's, as ``Score`` has them.
         images: by contender, and ``teacher``: final states ``[shown, *dims]`` of the same noise.
         table: ``[M, N + 1]`` float64, cost of the joint dynamic programme after k steps at a row
             (geometric mean over the samples), inf where there is none; None without one.
@@ -95,6 +99,7 @@ class Run:
     contenders: tuple[Contender, ...]
     mse: Tensor | None = None
     along: dict[str, Tensor] = field(default_factory=dict)
+    quantiles: dict[str, Tensor] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
     table: Tensor | None = None
     spread: dict[int, Tensor] = field(default_factory=dict)
@@ -115,6 +120,7 @@ class Run:
             contenders.append(entry)
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _PLAIN}
         arrays = {f"along/{name}": value for name, value in self.along.items()}
+        arrays |= {f"quantiles/{name}": value for name, value in self.quantiles.items()}
         arrays |= {f"images/{name}": value for name, value in self.images.items()}
         arrays |= {f"spread/{steps}": value for steps, value in self.spread.items()}
         arrays |= {"mse": self.mse} if self.mse is not None else {}
@@ -146,6 +152,7 @@ class Run:
                 contenders=contenders,
                 mse=arrays.get("mse"),
                 along=_under("along/", arrays),
+                quantiles=_under("quantiles/", arrays),
                 images=_under("images/", arrays),
                 table=arrays.get("table"),
                 spread={int(name): value for name, value in _under("spread/", arrays).items()},

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from oss_ext import models, presets, solvers
+from oss_ext.amplitude import check_levels
 from oss_ext.machine import configuration
 from oss_ext.models import Model, pipeline_load
 from oss_ext.report import is_image, is_picture_file
@@ -37,6 +38,20 @@ class Budgets(click.ParamType):  # type: ignore[type-arg]
             return [int(part) for part in value.split(",")]
         except ValueError:
             self.fail(f"expected whole numbers separated by commas, got {value!r}", param, ctx)
+
+
+class Levels(click.ParamType):  # type: ignore[type-arg]
+    """Two levels of quantiles such as ``0.05,0.95``."""
+
+    name = "LO,HI"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return check_levels([float(part) for part in value.split(",")])
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class KeyValue(click.ParamType):  # type: ignore[type-arg]

@@ -27,7 +27,7 @@ from oss_ext.cli.base import (
     solver_option,
     teacher_solver_option,
 )
-from oss_ext.evaluate import Score, score_table
+from oss_ext.evaluate import AMPLITUDE, Score, score_table
 from oss_ext.models import Model
 from oss_ext.report import plot_samples
 from oss_ext.runs import Contender
@@ -78,6 +78,8 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 @click.option("--seed", default=1, show_default=True,
               help="Seed of the held-out noise; not the search's.")  # fmt: skip
 @click.option("--against", metavar="METHOD", help="Whom paired differences are from.")
+@click.option("--amplitude", is_flag=True,
+              help="Also judge each SCHEDULE that has it with amplitude calibration.")  # fmt: skip
 @batch_option
 @force_option
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False),
@@ -100,6 +102,7 @@ def compare(
     samples: int,
     seed: int,
     against: str | None,
+    amplitude: bool,
     max_batch: int | None,
     force: bool,
     picture: Path | None,
@@ -122,6 +125,9 @@ def compare(
     if out is not None:
         check_writable(out)
     loaded = [load_schedule(name) for name in schedule_files]
+    if amplitude and not any(s.amplitude for s in loaded):
+        raise click.UsageError("--amplitude: expected a SCHEDULE that has it (oss search "
+                               "--amplitude stores it), got none")  # fmt: skip
     model, times, followed = _teacher_of(
         loaded, choice, force, model_name, grid, teacher_steps, teacher_solver
     )
@@ -137,7 +143,7 @@ def compare(
             model, initial, times=times, solver=followed, max_batch=max_batch, progress=not quiet
         )
 
-    entries = _from_files(schedule_files, loaded)
+    entries = _from_files(schedule_files, loaded, amplitude)
     made, searched = contest.Made(()), None
     if methods:
         searched = teacher(calibration, calibration_seed)
@@ -175,6 +181,7 @@ def compare(
             held_out=held_out.samples,
             mse=torch.stack([s.mse if isinstance(s, Score) else nothing for s in scores]),
             along={s.name: s.along for s in judged},
+            quantiles={s.name: s.quantiles for s in judged if s.quantiles is not None},
             images={"teacher": held_out.final[: contest.SHOWN]}
             | {s.name: s.images for s in judged},
             table=made.table,
@@ -207,8 +214,16 @@ def _teacher_of(
     return model, torch.tensor(times_, dtype=torch.float64), solver
 
 
-def _from_files(names: tuple[str, ...], loaded: list[Schedule]) -> list[Contender]:
-    """Schedules from files by the stems of their names, in full where those repeat."""
+def _from_files(names: tuple[str, ...], loaded: list[Schedule], amplitude: bool) -> list[Contender]:
+    """Schedules from files by the stems of their names, in full where those repeat.
+
+    With ``amplitude``, each that has it comes again, to run with it.
+    """
     stems = [Path(name).stem for name in names]
     unique = stems if len(set(stems)) == len(stems) else list(names)
-    return [Contender(name, "file", s.steps, s) for name, s in zip(unique, loaded, strict=True)]
+    entries = []
+    for name, s in zip(unique, loaded, strict=True):
+        entries.append(Contender(name, "file", s.steps, s))
+        if amplitude and s.amplitude is not None:
+            entries.append(Contender(name + AMPLITUDE, "file", s.steps, s, amplitude=True))
+    return entries

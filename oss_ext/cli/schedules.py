@@ -68,6 +68,8 @@ def export_schedule(
     if out is not None:
         check_writable(out.parent)
     schedule = load_schedule(schedule_file)
+    if schedule.amplitude is not None:
+        click.echo("note: no host calibrates amplitudes; this is the schedule without", err=True)
     if host == export.DIFFUSERS:
         if scheduler_folder is None:
             raise click.UsageError(

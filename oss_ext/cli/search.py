@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from oss_ext import export, metrics, noise, solvers
+from oss_ext.amplitude import LEVELS
 from oss_ext.baselines import uniform
+from oss_ext.calibrate import calibrate
 from oss_ext.cli.base import (
     Budgets,
     Choice,
+    Levels,
     batch_option,
     check_writable,
     model_options,
@@ -70,6 +74,10 @@ from oss_ext.teacher import teacher as make_teacher
               help="States per row that the dynamic programme of dp and best keeps.")  # fmt: skip
 @click.option("--off-grid", is_flag=True,
               help="Steps may also stand between the teacher's times.")  # fmt: skip
+@click.option("--amplitude", type=Levels(), is_flag=False,
+              flag_value=",".join(map(str, LEVELS)),
+              help="Also store the teacher's quantiles, for amplitude calibration. "
+              "[default: not; without a value the paper's, 0.05,0.95]")  # fmt: skip
 @batch_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="schedules",
               show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
@@ -96,6 +104,7 @@ def search(
     budget: int | None,
     beam: int,
     off_grid: bool,
+    amplitude: tuple[float, float] | None,
     max_batch: int | None,
     out: Path,
     quiet: bool,
@@ -167,7 +176,14 @@ def search(
         progress=not quiet,
     )
     click.echo(result.summary())
-    run = run_of(model, trajectory, _contenders(result, model.name), table=result.mean_cost())
+    found = _contenders(result, model.name)
+    if amplitude is not None:
+        found = [
+            replace(c, schedule=calibrate(trajectory, c.schedule, levels=amplitude))
+            for c in found
+            if c.schedule is not None
+        ]
+    run = run_of(model, trajectory, found, table=result.mean_cost())
     run.save(out)
     plotted = {c.name: c.schedule for c in run.contenders if c.schedule is not None}
     plotted |= {f"uniform {count}": uniform(trajectory, count) for count in result.steps}

@@ -34,6 +34,8 @@ from oss_ext.schedule import Schedule
 @model_options
 @click.option("--samples", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--seed", default=1, show_default=True, help="Seed of the noise.")
+@click.option("--amplitude", is_flag=True,
+              help="With the amplitude calibration that SCHEDULE holds.")  # fmt: skip
 @batch_option
 @force_option
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="samples.png",
@@ -44,6 +46,7 @@ def sample(
     choice: Choice,
     samples: int,
     seed: int,
+    amplitude: bool,
     max_batch: int | None,
     force: bool,
     out: Path,
@@ -57,12 +60,19 @@ def sample(
     check_writable(out.parent)
     model = load_for([schedule], choice, force)
     if isinstance(model, PipelineModel) and not tensors:
+        if amplitude:
+            raise click.UsageError(
+                "--amplitude: a pipeline that draws a picture takes its own steps, uncalibrated; "
+                "write the states, --out FILE.safetensors"
+            )
         result = draw(model, schedule, samples, seed, force)
     else:
         if not tensors:
             check_images("--out", model)
         noise = model.noise(samples, seed, start=schedule.teacher_times[-1])
-        result = sample_schedule(model, noise, schedule, max_batch=max_batch, progress=not quiet)
+        result = sample_schedule(
+            model, noise, schedule, amplitude=amplitude, max_batch=max_batch, progress=not quiet
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     if tensors:
         with replacing(out) as temporary:

@@ -35,6 +35,12 @@ def schedule_table(schedule: Schedule) -> str:
             f"searched on {s.samples} samples with {s.search_nfe} evaluations each; "
             f"mean squared error there: {cost}"
         )
+    if s.amplitude is not None:
+        a = s.amplitude
+        lines.append(
+            f"amplitude calibration to quantiles {a.levels[0]:g} and {a.levels[1]:g} of "
+            f"{a.samples} samples, where asked for"
+        )
     if s.initial_scale != 1:
         lines.append(f"starts from {s.initial_scale:.6g} x the initial noise in model coordinates")
     lines.append("step  teacher row         time        sigma     stepsize")
