@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from driver_cases import random_times
+from oss_ext.amplitude import LEVELS, Amplitude
 from oss_ext.noise import FLOW, Path
 from oss_ext.runs import Contender, Run
 from oss_ext.schedule import Objective, Schedule
@@ -26,7 +27,8 @@ def random_run(
     **changes: Any,
 ) -> Run:
     """A judged run with everything in it: per budget uniform steps, a schedule off the grid, one
-    that could not be made, and two of ours, of which one starts below the teacher's first time.
+    that could not be made, and two of ours with amplitudes, of which one starts below the teacher's
+    first time.
 
     Args:
         named: what becomes of every text that a user could have written.
@@ -54,12 +56,14 @@ def random_run(
             times=(times[-1], *between, times[0]), teacher_times=tuple(times), indices=None,
             method="karras", **origin,
         )  # fmt: skip
+        low, high = (uniform(2, k) * torch.tensor([[-1], [1]])).tolist()
+        ours = searched | {"amplitude": Amplitude(LEVELS, low, high, CALIBRATION)}
         contenders += [
             Contender(named(f"uniform {k}"), "uniform", k, on_grid(n, method="uniform")),
             Contender(named(f"karras {k}"), named("karras"), k, off_grid, 0.2, named("off grid")),
             Contender(named(f"gits {k}"), "gits", k, None, 0.0, named("needs more steps")),
-            Contender(named(f"dp {k}"), "dp", k, on_grid(n - 1, **searched), 8.1),
-            Contender(named(f"best {k}"), "best", k, on_grid(n, **searched), 30.9, named("slow")),
+            Contender(named(f"dp {k}"), "dp", k, on_grid(n - 1, **ours), 8.1),
+            Contender(named(f"best {k}"), "best", k, on_grid(n, **ours), 30.9, named("slow")),
         ]
     able = [c for c in contenders if c.schedule is not None]
     mse = (-4 * uniform(len(contenders), HELD_OUT)).exp() / 50
@@ -84,6 +88,11 @@ def random_run(
         "contenders": tuple(contenders),
         "mse": mse,
         "along": {c.name: uniform(c.steps) / 100 for c in able},
+        "quantiles": {
+            c.name: 2 * uniform(2, c.steps + 1, 2) - 1
+            for c in able
+            if c.schedule is not None and c.schedule.amplitude is not None
+        },
         "images": images,
         "table": table,
         "spread": {k: rows.sort(dim=1, descending=True).values for k, rows in spread.items()},

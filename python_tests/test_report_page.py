@@ -37,9 +37,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "two samples": {"held_out": 2},
     "VP": {"path": VPPath("scaled_linear"), "grid": VPPath("scaled_linear").grid(12).tolist()},
     "VE": {"path": VE, "grid": VE.grid(12).tolist()},
-    "no judging": {"mse": None, "along": {}, "images": {}, "held_out": 0},
-    "bare": {"mse": None, "along": {}, "images": {}, "table": None, "spread": {}, "held_out": 0},
+    "no judging": {"mse": None, "along": {}, "quantiles": {}, "images": {}, "held_out": 0},
 }
+KINDS["bare"] = KINDS["no judging"] | {"table": None, "spread": {}}
 HOSTILE = '<script>alert(1)</script><img src=//evil.example/x onerror="alert(2)">\'"&amp;$\\frac{$x'
 
 
@@ -91,10 +91,11 @@ def test_only_the_scripts_of_the_page_itself_may_run(seed: int) -> None:
         ({}, set()),
         ({"table": None}, {"table"}),
         ({"along": {}}, {"along"}),
+        ({"quantiles": {}}, {"amplitude"}),
         ({"images": {}}, {"samples"}),
         ({"table": torch.full((3, 13), torch.inf)}, {"table"}),
         ({"contenders": (), "mse": None, "along": {}, "images": {}},
-         {"comparison", "samples", "schedules", "along", "use"}),
+         {"comparison", "samples", "schedules", "along", "amplitude", "use"}),
     ],
 )  # fmt: skip
 def test_parts_without_data_are_left_out(
@@ -282,7 +283,8 @@ def test_report_writes_a_page_and_pictures(
     before = files("run")
     outcome = oss("report", "run")
     assert (outcome.code, outcome.err) == (0, "")
-    new = {"report.html", "samples.png", "schedules.png", "along.png", "table.png"}
+    pictures = {f"{name}.png" for name in ("samples", "schedules", "along", "amplitude", "table")}
+    new = {"report.html", *pictures}
     assert files("run") - before == new
     assert set(outcome.out.splitlines()) == {f"wrote run/{name}" for name in new}
     # Saved and read back, a run has the same page.

@@ -13,7 +13,16 @@ from pathlib import Path
 from string import Template
 
 from oss_ext.files import replacing
-from oss_ext.report import along, comparison, overview, samples, schedules, table, use
+from oss_ext.report import (
+    along,
+    amplitude,
+    comparison,
+    overview,
+    samples,
+    schedules,
+    table,
+    use,
+)
 from oss_ext.report.base import Part, is_image, is_picture_file, write_figure
 from oss_ext.report.markup import element, join
 from oss_ext.report.samples import plot_samples
@@ -41,6 +50,7 @@ PARTS: tuple[Part, ...] = (
     samples.PART,
     schedules.PART,
     along.PART,
+    amplitude.PART,
     table.PART,
     use.PART,
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 from matplotlib.figure import Figure
 
 from oss_ext.report.base import Part, able, by_budget, looks, plain
-from oss_ext.report.chart import Axis, figure, key, line, mark
-from oss_ext.report.markup import NOTHING, Html, element, join, plural, signed, tabs
+from oss_ext.report.chart import Axis, Curve, line_chart
+from oss_ext.report.markup import Html, element, join, plural, signed, tabs
 from oss_ext.runs import Contender, Run
 
 HEIGHT = 260
@@ -52,37 +51,19 @@ def _chart(
 
     axis = Axis("flow time t after the step: noise to clean", 1.0, 0.0)
     decades = range(low, high + 1, max(1, math.ceil((high - low) / 6)))
-    parts = [axis.grid(), *(line(0, y(10.0**k), 100, y(10.0**k), class_="grid") for k in decades)]
-    # Ours last, on top.
-    for name in sorted(curves, key=lambda name: seen[name].ours):
-        points, look = curves[name], seen[name]
-        segments = [line(axis.at(t), y(e), axis.at(u), y(f)) for (t, e), (u, f) in pairwise(points)]
-        marks = [
-            mark(look.mark, axis.at(t), y(e), f"{name}: {e:.3g} at t = {t:.4g}") for t, e in points
-        ]
-        spoken = f"{name}: " + ", ".join(f"{e:.2g} at {t:.3g}" for t, e in points)
-        parts.append(element("g", *segments, *marks, class_=f"curve {look.css}", role="img",
-                             aria_label=spoken))  # fmt: skip
-    numbers = [
-        element("text", "10", element("tspan", signed(str(k)), dy=-5, font_size="0.8em"),
-                x="100%", y=y(10.0**k) + 4, text_anchor="end")
+    ticks = [
+        (10.0**k, join("10", element("tspan", signed(str(k)), dy=-5, font_size="0.8em")))
         for k in decades
-    ]  # fmt: skip
-    legend = [
-        element("li", key(seen[name].mark), name, class_=seen[name].css)
+    ]
+    ours_first = [
+        Curve(name, seen[name].css, seen[name].mark, curves[name])
         for name in sorted(curves, key=lambda name: not seen[name].ours)
     ]
-    left = element("svg", *numbers, class_="scale", height=HEIGHT, aria_hidden="true")
-    plot = element("svg", *parts, class_="plot", height=HEIGHT, role="group",
-                   aria_label="Error along the trajectory")  # fmt: skip
     caption = (
         f"{LABEL[0].upper()}{LABEL[1:]}'s state at the same time, after every step; geometric mean "
         f"over {plural(run.held_out, 'held-out sample')}, logarithmic."
     )
-    return join(
-        element("ul", *legend, class_="legend"),
-        element("div", figure([(left, plot), (NOTHING, axis.scale())], caption), class_="xy"),
-    )
+    return line_chart(ours_first, axis, y, ticks, HEIGHT, "Error along the trajectory", caption)
 
 
 def _draw(run: Run) -> Figure | None:

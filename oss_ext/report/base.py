@@ -67,12 +67,12 @@ class Look:
 
 def looks(run: Run) -> dict[str, Look]:
     """The look of every contender, by name."""
-    rivals = list(dict.fromkeys(c.method for c in run.contenders if c.method not in OURS))
-    marks = {method: MARKS[n % len(MARKS)] for n, method in enumerate(rivals)}
+    kinds = [(c.method, c.amplitude) for c in run.contenders if c.method not in OURS]
+    marks = {kind: MARKS[n % len(MARKS)] for n, kind in enumerate(dict.fromkeys(kinds))}
     return {
         c.name: Look(f"is-{c.method}", "dot", OURS[c.method])
         if c.method in OURS
-        else Look("is-rival", marks[c.method], RIVAL)
+        else Look("is-rival", marks[c.method, c.amplitude], RIVAL)
         for c in run.contenders
     }
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from matplotlib.ticker import MaxNLocator
 
-from oss_ext.report.markup import Html, element, join, signed
+from oss_ext.report.markup import NOTHING, Html, element, join, signed
 
 EDGE = 6.0
 """Percent on either side that belong to infinite values, on an axis that has any."""
@@ -108,3 +109,62 @@ def figure(rows: Sequence[tuple[Html, Html]], caption: str) -> Html:
         for label, drawing in rows
     ]
     return element("figure", *cells, element("figcaption", caption))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points joined by lines.
+
+    Attributes:
+        name: in the legend and in the texts for the pointer.
+        css: class that gives it its colour.
+        shape: of its marks.
+        points: flow time and value.
+    """
+
+    name: str
+    css: str
+    shape: str
+    points: Sequence[tuple[float, float]]
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    axis: Axis,
+    y: Callable[[float], float],
+    ticks: Sequence[tuple[float, Html]],
+    height: int,
+    about: str,
+    caption: str,
+) -> Html:
+    """Curves over flow time, in the order of the legend, the first one on top.
+
+    Args:
+        curves: what is drawn.
+        axis: of the flow times.
+        y: where a value is, in pixels from above.
+        ticks: values with a line across and what stands beside it.
+        height: in pixels.
+        about: what it is to those who do not see it.
+        caption: below.
+    """
+    parts = [axis.grid(), *(line(0, y(v), 100, y(v), class_="grid") for v, _ in ticks)]
+    for c in reversed(curves):
+        segments = [
+            line(axis.at(t), y(v), axis.at(u), y(w)) for (t, v), (u, w) in pairwise(c.points)
+        ]
+        marks = [
+            mark(c.shape, axis.at(t), y(v), f"{c.name}: {v:.3g} at t = {t:.4g}")
+            for t, v in c.points
+        ]
+        spoken = f"{c.name}: " + ", ".join(f"{v:.2g} at {t:.3g}" for t, v in c.points)
+        parts.append(element("g", *segments, *marks, class_=f"curve {c.css}", role="img",
+                             aria_label=spoken))  # fmt: skip
+    numbers = [element("text", text, x="100%", y=y(v) + 4, text_anchor="end") for v, text in ticks]
+    legend = [element("li", key(c.shape), c.name, class_=c.css) for c in curves]
+    left = element("svg", *numbers, class_="scale", height=height, aria_hidden="true")
+    plot = element("svg", *parts, class_="plot", height=height, role="group", aria_label=about)
+    return join(
+        element("ul", *legend, class_="legend"),
+        element("div", figure([(left, plot), (NOTHING, axis.scale())], caption), class_="xy"),
+    )

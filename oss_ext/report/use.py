@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oss_ext import export
 from oss_ext.report.base import Judgement, Part, able, judged, looks, nearest
-from oss_ext.report.markup import Html, code, decibels, element, join, plural, tabs
+from oss_ext.report.markup import NOTHING, Html, code, decibels, element, join, plural, tabs
 from oss_ext.runs import Contender, Run
 from oss_ext.schedule import Schedule
 
@@ -12,7 +12,7 @@ PYTHON = """\
 import oss_ext as oss
 
 schedule = oss.Schedule.load("{file}")
-samples = oss.sample(model, model.noise(8, seed=1), schedule)
+samples = oss.sample(model, model.noise(8, seed=1), schedule{options})
 """
 
 PIPELINE = """\
@@ -22,6 +22,8 @@ schedule = oss.Schedule.load("{file}")
 with oss.export.attach(schedule, pipe):
     result = pipe(prompt, num_inference_steps={steps})
 """
+
+UNCALIBRATED = "Judged with amplitude calibration, which no host does: it is for Python alone."
 
 
 def _render(run: Run) -> Html | None:
@@ -51,7 +53,9 @@ def _schedule(run: Run, number: int, c: Contender, score: Judgement | None, open
         element("span", plural(c.steps, "step") + known),
     )  # fmt: skip
     panels = {
-        "Python": code(PYTHON.format(file=file), "Python"),
+        "Python": code(
+            PYTHON.format(file=file, options=", amplitude=True" if c.amplitude else ""), "Python"
+        ),
         "diffusers": join(
             code(PIPELINE.format(file=file, steps=c.steps), "Python for diffusers"),
             element("p", "or the arguments for its own scheduler:"),
@@ -64,7 +68,8 @@ def _schedule(run: Run, number: int, c: Contender, score: Judgement | None, open
         ),
     }
     body = tabs(f"use-{number}", f"Hosts for {c.name}", panels)
-    return element("details", summary, body, open=opened)
+    note = element("p", UNCALIBRATED, class_="note") if c.amplitude else NOTHING
+    return element("details", summary, note, body, open=opened)
 
 
 def _host(schedule: Schedule, file: str, name: str) -> Html:
