@@ -75,6 +75,16 @@ def test_a_pipeline_is_searched_compared_and_sampled(oss: Oss, pipeline: list[st
     assert Path("images.png").stat().st_size > 0
 
 
+def test_only_the_states_of_a_pipeline_can_be_calibrated(oss: Oss, pipeline: list[str]) -> None:
+    options = ["--samples=2", "--teacher-steps=6", "--steps=2"]
+    assert oss("search", *pipeline, *options, "--amplitude").code == 0
+    sample = ("sample", "schedules/StableDiffusionPipeline-2.json", *pipeline, "--samples=2")
+    outcome = oss(*sample, "--amplitude", "--out=images.png")
+    assert_misused(outcome, "--amplitude: a pipeline that draws a picture takes its own steps")
+    outcome = oss(*sample, "--amplitude", "--out=latents.safetensors")
+    assert outcome.code == 0, outcome.err
+
+
 def test_another_scheduler_can_stand_in(oss: Oss, pipeline: list[str]) -> None:
     options = [
         "--samples=2",

@@ -41,7 +41,7 @@ def get(name: str) -> Format:
 
 
 def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False) -> str:
-    """The text that the host called ``name`` takes.
+    """The text that the host called ``name`` takes; none of them calibrates amplitudes.
 
     Args:
         schedule: what was searched.

@@ -195,7 +195,7 @@ def attach(
 
     ``with attach(schedule, pipe): pipe(prompt)`` or, until ``detach()``, ``attach(schedule,
     pipe)``. Image-to-image pipelines cut schedules by index: attach ``schedule.cut(strength=0.6)``
-    and call with ``strength=1``.
+    and call with ``strength=1``. An ``amplitude`` of the schedule has no effect.
 
     Args:
         schedule: what was searched.
