@@ -35,15 +35,50 @@ template <class T>
 constexpr Tile kTile = {kSourceTile<T>, kTargetTile<T>};
 
 // Elements are staged in shared memory a chunk at a time: two for each lane of a warp. Three stages
-// hide the latency of memory and fit the 99 KiB of the smallest card from compute capability 8.0
-// on.
+// hide the latency of memory; all that a block shares must fit the 99 KiB of the smallest card from
+// compute capability 8.0 on.
 constexpr int kChunk = 64;
 constexpr int kStages = 3;
+constexpr int kSharedBytes = 99 << 10;
 // A lane adds the squares of this many chunks in its own precision before they go to float64.
 constexpr int kFlushChunks = 256;
 
+constexpr int kMaxTerms = 6, kMaxOrders = 4;  // of candidates of any affine form
+
+// How a block of the cost pass is laid out. The warps' squares are as large as ever.
+struct Shape {
+  int source_warps, target_warps;
+  int at_once;       // sources whose operands are in registers together
+  int stages;        // chunks in shared memory
+  int stage_bytes;   // of one: targets, first terms, other terms
+  int shared_bytes;  // of all, and the coefficients
+};
+
+// `first`, `others`, `compute`: bytes of an element of the first term and the target, of the other
+// terms, and of a sum.
+constexpr Shape shape_of(bool euler, int terms, int first, int others, int compute) {
+  Shape out{};
+  // A source has rows for all its terms to stage, a target has one: with more terms than Euler's
+  // step fewer sources and more targets take less memory for as many pairs.
+  out.source_warps = euler ? kSourceWarps : 2;
+  out.target_warps = kCostThreads / 32 / out.source_warps;
+  // The operands of all eight sources would not fit beside the sums; those of two with as few terms
+  // would have the block wait for shared memory.
+  out.at_once = terms <= 4 ? 4 : 2;
+  const int pairs = compute == 4 ? kPairs<float> : kPairs<double>;
+  const int sources = out.source_warps * pairs, targets = out.target_warps * pairs;
+  out.stage_bytes = kChunk * ((sources + targets) * first + sources * (terms - 1) * others);
+  const int coefficients = sources * targets * (euler ? 1 : terms) * compute;
+  // Two where three are too large: one is computed on while the other comes.
+  const bool fits = kStages * out.stage_bytes + coefficients <= kSharedBytes;
+  out.stages = fits ? kStages : 2;
+  out.shared_bytes = out.stages * out.stage_bytes + coefficients;
+  return out;
+}
+
 constexpr int kSelectThreads = 128;
-constexpr int kAdvanceThreads = 128;
+// So few blocks that the compiler has 128 registers a thread: it would spill some for more blocks.
+constexpr int kAdvanceThreads = 128, kAdvanceBlocks = 4;
 constexpr int64_t kMaxSamplesPerLaunch = 32768;  // of gridDim.z
 
 struct Device {

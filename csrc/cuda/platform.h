@@ -16,8 +16,10 @@ constexpr int kCopyBytes = 16;  // of copy_async
 
 #include <cuda_fp16.h>
 
-#define OSS_KERNEL __global__
+// Each of several files that launch a kernel has its own.
+#define OSS_KERNEL static __global__
 #define OSS_DEVICE __device__ __forceinline__
+#define OSS_EITHER __host__ __device__ __forceinline__  // on the host too
 
 namespace oss::cuda {
 
@@ -41,6 +43,13 @@ template <int groups>
 OSS_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
+
+// Where the compiler would start loads for what comes later, and spill registers to hold them.
+OSS_DEVICE void hold_loads() { __syncwarp(); }
+
+// A product that is rounded before anything is added to it.
+OSS_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
+OSS_DEVICE double multiply(double a, double b) { return __dmul_rn(a, b); }
 
 OSS_DEVICE float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 OSS_DEVICE uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
@@ -149,6 +158,16 @@ OSS_DEVICE Z load_element(const Rows& rows, const char* row, int e) {
   return *reinterpret_cast<const Z*>(row + offset_of(rows, e, sizeof(Z)));
 }
 
+// The same of a row that may be 16-bit beside float32.
+template <class Z>
+OSS_DEVICE Z load_beside(const Rows& rows, const char* row, int e) {
+  if constexpr (sizeof(Z) == sizeof(float)) {
+    if (rows.dtype == DType::float16) return widen(load_element<Half>(rows, row, e));
+    if (rows.dtype == DType::bfloat16) return widen(load_element<BFloat16>(rows, row, e));
+  }
+  return load_element<Z>(rows, row, e);
+}
+
 // Which sources are live; data is null where all are.
 struct Mask {
   const bool* data;
@@ -184,6 +203,17 @@ struct Parents {
 
   OSS_DEVICE int64_t& at(int64_t row, int64_t column) const {
     return data[row * row_stride + column * column_stride];
+  }
+};
+
+// The best of every target so far.
+struct Best {
+  Numbers cost;  // [rows, samples]: the winner's own
+  Parents parents;
+  Parents orders;  // of the parents; data is null where there is one order
+
+  OSS_DEVICE int64_t order(int64_t row, int64_t column) const {
+    return orders.data == nullptr ? 0 : orders.at(row, column);
   }
 };
 

@@ -1,5 +1,6 @@
 // Which source wins a target, from the sums of the cost pass or from given costs: ties to the
-// largest source, NaN and inf never, reductions over samples in index order.
+// largest source, then to the order that comes last, NaN and inf never, reductions over samples in
+// index order.
 #pragma once
 
 #include "cuda/cost.h"
@@ -100,9 +101,9 @@ struct SelectArgs {
   int64_t first_sample;  // of blockIdx.y == 0
   int64_t samples;       // all of them: with a reduction they share a parent
   Reduction reduce;
-  bool more;     // the best so far is there already, from smaller sources
-  Numbers best;  // the winner's own costs; written here without a reduction only
-  Parents parents;
+  bool more;      // the best so far is there already, from smaller sources and larger orders
+  int64_t order;  // of the candidates
+  Best best;      // costs are written here without a reduction only
 };
 
 // Block (target, sample).
@@ -139,21 +140,25 @@ OSS_KERNEL void __launch_bounds__(kSelectThreads) select_kernel(const SelectArgs
   winner = sources[0];
   const bool reduced = a.reduce != Reduction::none;
   double best = INFINITY;  // what is to be reached
-  if (a.more && a.parents.at(j, sample) >= 0) {
+  const int64_t parent = a.more ? a.best.parents.at(j, sample) : -1;
+  if (parent >= 0) {
     if (!reduced) {
-      best = a.best.get(j, sample);
+      best = a.best.cost.get(j, sample);
     } else {
       best = 0;
-      for (int64_t b = 0; b < a.samples; ++b) best += objective_term(a.reduce, a.best.get(j, b));
+      for (int64_t b = 0; b < a.samples; ++b)
+        best += objective_term(a.reduce, a.best.cost.get(j, b));
       best /= static_cast<double>(a.samples);
     }
   }
-  const bool improved = winner >= 0 && value <= best;
+  // Another order of this chunk may have a larger source already.
+  const bool improved = winner >= 0 && (value < best || (value == best && winner >= parent));
   if (!improved && a.more) return;
-  a.parents.at(j, sample) = winner;
-  if (!reduced) a.best.set(j, sample, value);
+  a.best.parents.at(j, sample) = winner;
+  if (a.best.orders.data != nullptr) a.best.orders.at(j, sample) = winner < 0 ? -1 : a.order;
+  if (!reduced) a.best.cost.set(j, sample, value);
   if (reduced && winner < 0)
-    for (int64_t b = 0; b < a.samples; ++b) a.best.set(j, b, INFINITY);
+    for (int64_t b = 0; b < a.samples; ++b) a.best.cost.set(j, b, INFINITY);
 }
 
 // --- Costs to hand out ---
@@ -177,19 +182,18 @@ OSS_KERNEL void __launch_bounds__(kSelectThreads) means_kernel(const MeansArgs a
 // Grid (samples, blocks over targets): the costs of the parents that were chosen.
 struct PickArgs {
   OfferedCosts costs;
-  Parents parents;
-  Numbers best;
+  Best best;
   int64_t rows;
 };
 
 OSS_KERNEL void __launch_bounds__(kSelectThreads) pick_kernel(const PickArgs a) {
   const int64_t j = int64_t{blockIdx.y} * kSelectThreads + threadIdx.x, b = blockIdx.x;
   if (j >= a.rows) return;
-  const int64_t i = a.parents.at(j, b);
+  const int64_t i = a.best.parents.at(j, b);
   const OfferedCosts& c = a.costs;
   const double own =
       c.cost[(i < 0 ? 0 : i) * c.source_stride + j * c.target_stride + b * c.sample_stride];
-  a.best.set(j, b, i < 0 ? INFINITY : own);
+  a.best.cost.set(j, b, i < 0 ? INFINITY : own);
 }
 
 }  // namespace oss::cuda

@@ -17,15 +17,16 @@ struct Grid {
   int64_t x, y = 1, z = 1;
 };
 
+// Candidates of pairs of a source and a target below it, and what they are compared with.
+template <class Of>
 struct Problem {
   int64_t steps;  // N
   int64_t samples;
   int64_t elements;
-  Tensor3 state, velocity, teacher;
-  const double* times;
+  Of of;
+  Tensor3 target;
   Mask mask;
-  int64_t first_source;              // row 0 of velocity belongs to this source
-  int64_t begin_source, end_source;  // the sources that velocity holds, from 1 on
+  int64_t begin_source, end_source;  // the sources that there are, from 1 on
   Reduction reduce;
 };
 
@@ -37,15 +38,15 @@ inline bool aligned_rows(const Tensor3& tensor, int64_t bytes) {
   return tensor.rows.dense && bits % static_cast<uintptr_t>(bytes) == 0;
 }
 
-// Calls body(Z{}, V{}) with the stored types of state and velocity.
-template <class Body>
-void with_types(DType state, DType velocity, const Body& body) {
-  if (state == DType::float64) return body(double{}, double{});
-  if (state == DType::float16) return body(Half{}, Half{});
-  if (state == DType::bfloat16) return body(BFloat16{}, BFloat16{});
-  if (velocity == DType::float16) return body(float{}, Half{});
-  if (velocity == DType::bfloat16) return body(float{}, BFloat16{});
-  return body(float{}, float{});
+// Whether the cost pass can copy the rows as they are.
+template <class Form>
+bool can_copy(const typename Form::Of& of, const Tensor3& target) {
+  bool can = aligned_rows(target, kCopyBytes);
+  for (int r = 0; r < of.terms; ++r) {
+    can = can && aligned_rows(of.tensor(r), kCopyBytes);
+    can = can && (Form::euler || of.tensor(r).rows.dtype == target.rows.dtype);
+  }
+  return can;
 }
 
 // Runs body(first, count) over the samples, at most `at_once` at a time.
@@ -55,15 +56,16 @@ void in_groups(int64_t samples, int64_t at_once, const Body& body) {
     body(first, std::min(at_once, samples - first));
 }
 
-// The costs of all pairs, a group of samples at a time.
-template <class Gpu>
+// The costs of all pairs, of one order and a group of samples at a time.
+template <class Gpu, class Of>
 class Costs {
  public:
-  Costs(Gpu& gpu, const Problem& p)
+  Costs(Gpu& gpu, const Problem<Of>& p)
       : gpu_(gpu),
         p_(p),
-        tile_(p.state.rows.dtype == DType::float64 ? kTile<double> : kTile<float>),
-        plan_(plan_cost(p.steps, p.samples, p.elements, tile_, gpu.device())),
+        plan_(plan_cost(p.steps, p.samples, p.elements,
+                        p.target.rows.dtype == DType::float64 ? kTile<double> : kTile<float>,
+                        gpu.device())),
         cells_(cells_of(p.begin_source, p.end_source)) {
     sums_ = static_cast<double*>(
         gpu.allocate(plan_.samples * plan_.splits * cells_ * static_cast<int64_t>(sizeof(double))));
@@ -73,42 +75,53 @@ class Costs {
   int64_t cells() const { return cells_; }
   SplitSums sums() const { return {sums_, cells_, plan_.splits, p_.elements, p_.begin_source}; }
 
-  CostArgs args(int64_t first_sample) const {
-    return {p_.state,        p_.velocity,     p_.teacher,
-            p_.mask,         p_.times,        static_cast<int>(p_.elements),
-            p_.first_source, p_.begin_source, p_.end_source,
-            first_sample,    plan_.splits,    sums_};
-  }
-
   // Fills the sums of samples [first, first + count).
-  void compute(int64_t first, int64_t count) {
-    const Grid grid{tiles_of(p_.begin_source, p_.end_source, tile_), plan_.splits, count};
-    with_types(p_.state.rows.dtype, p_.velocity.rows.dtype, [&](auto z, auto v) {
-      using Z = decltype(z);
-      using V = decltype(v);
-      const bool async = aligned_rows(p_.state, kCopyBytes) &&
-                         aligned_rows(p_.velocity, kCopyBytes) &&
-                         aligned_rows(p_.teacher, kCopyBytes);
-      gpu_.launch(async ? cost_kernel<Z, V, true> : cost_kernel<Z, V, false>, grid, kCostThreads,
-                  cost_shared_bytes<Z, V>, args(first));
+  void compute(const Of& of, int64_t first, int64_t count) {
+    with_form(of, [&](auto form) {
+      using Form = decltype(form);
+      if (can_copy<Form>(of, p_.target))
+        compute_as<Form, true>(of, first, count);
+      else
+        compute_as<typename Form::Strided, false>(of, first, count);
     });
   }
 
-  // The winners' own costs, after a reduction.
-  void of_parents(const Parents& parents, const Numbers& best) {
-    with_types(p_.state.rows.dtype, p_.velocity.rows.dtype, [&](auto z, auto v) {
+  // The costs of the winners of an order, after a reduction.
+  void of_winners(const Of& of, const Best& best) {
+    with_form(of, [&](auto form) {
+      using Form = typename decltype(form)::Strided;
       in_groups(p_.samples, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
-        gpu_.launch(pair_cost_kernel<decltype(z), decltype(v)>, Grid{p_.end_source - 1, 1, count},
-                    kPairThreads, plan_.splits * static_cast<int64_t>(sizeof(double)),
-                    PairCostArgs{args(first), parents, best});
+        gpu_.launch(pair_cost_kernel<Form>, Grid{p_.end_source - 1, 1, count}, kPairThreads,
+                    pair_shared_bytes<Form>(plan_.splits),
+                    PairCostArgs<Of>{args(of, first), best});
       });
     });
   }
 
  private:
+  CostArgs<Of> args(const Of& of, int64_t first_sample) const {
+    return {of,
+            p_.target,
+            p_.mask,
+            static_cast<int>(p_.elements),
+            p_.begin_source,
+            p_.end_source,
+            first_sample,
+            plan_.splits,
+            sums_};
+  }
+
+  template <class Form, bool async>
+  void compute_as(const Of& of, int64_t first, int64_t count) {
+    constexpr Shape shape = Form::shape;
+    constexpr int64_t pairs = kPairs<typename Form::T>;
+    const Tile tile{shape.source_warps * pairs, shape.target_warps * pairs};
+    const Grid grid{tiles_of(p_.begin_source, p_.end_source, tile), plan_.splits, count};
+    gpu_.launch(cost_kernel<Form, async>, grid, kCostThreads, shape.shared_bytes, args(of, first));
+  }
+
   Gpu& gpu_;
-  const Problem& p_;
-  const Tile tile_;
+  const Problem<Of>& p_;
   const Plan plan_;
   const int64_t cells_;
   double* sums_;
@@ -116,74 +129,120 @@ class Costs {
 
 constexpr int64_t kSelectShared = kSelectThreads * (sizeof(double) + sizeof(int64_t));
 
+// Walks the columns of samples [first, first + count).
+template <class Column, class Gpu>
+void walk(Gpu& gpu, const typename Column::Moves& moves, const Tensor3& next, int64_t elements,
+          int64_t targets, int64_t first, int64_t count, bool in_place) {
+  const int64_t columns = ceil_div(elements, Column::width);
+  const int64_t per_block = targets_per_block(targets, columns, count, in_place, gpu.device());
+  const Grid grid{ceil_div(columns, kAdvanceThreads), ceil_div(targets, per_block), count};
+  gpu.launch(
+      advance_kernel<Column>, grid, kAdvanceThreads, 0,
+      AdvanceArgs<typename Column::Moves>{moves, next, elements, targets, per_block, first});
+}
+
 // Moves the targets whose parents are among the problem's sources.
 template <class Gpu>
-void advance(Gpu& gpu, const Problem& p, const Parents& parents, const Tensor3& next, int64_t first,
-             int64_t count, bool in_place) {
+void advance(Gpu& gpu, const Problem<EulerSteps>& p, const Parents& parents, const Tensor3& next,
+             int64_t first, int64_t count, bool in_place) {
   const int64_t targets = in_place ? p.end_source - 1 : p.steps + 1;
-  with_types(p.state.rows.dtype, p.velocity.rows.dtype, [&](auto z, auto v) {
-    using Z = decltype(z);
-    using V = decltype(v);
+  with_form(p.of, [&](auto form) {
+    using Z = typename decltype(form)::Z;
+    using V = typename decltype(form)::V;
     constexpr int wide = 16 / sizeof(Z);
     const int64_t velocity_bytes = wide * static_cast<int64_t>(sizeof(V));
-    const bool vector = p.elements % wide == 0 && aligned_rows(p.state, 16) &&
-                        aligned_rows(next, 16) && aligned_rows(p.velocity, velocity_bytes);
-    const int64_t columns = ceil_div(p.elements, vector ? wide : 1);
-    const int64_t per_block = targets_per_block(targets, columns, count, in_place, gpu.device());
-    const Grid grid{ceil_div(columns, kAdvanceThreads), ceil_div(targets, per_block), count};
-    const AdvanceArgs args{p.state,        p.velocity, next,      p.times, parents, p.elements,
-                           p.first_source, targets,    per_block, first,   in_place};
+    const bool vector = p.elements % wide == 0 && aligned_rows(p.of.state, 16) &&
+                        aligned_rows(next, 16) && aligned_rows(p.of.velocity, velocity_bytes);
+    const EulerMoves moves{p.of, parents, in_place};
     if (vector)
-      gpu.launch(advance_kernel<Z, V, wide>, grid, kAdvanceThreads, 0, args);
+      walk<EulerColumn<Z, V, wide>>(gpu, moves, next, p.elements, targets, first, count, in_place);
     else
-      gpu.launch(advance_kernel<Z, V, 1>, grid, kAdvanceThreads, 0, args);
+      walk<EulerColumn<Z, V, 1>>(gpu, moves, next, p.elements, targets, first, count, in_place);
   });
 }
 
-// One step over the problem's sources. `more`: best and parents hold what smaller sources gave, and
-// `next` is the state itself.
+// The sums that a combination names, for all samples.
 template <class Gpu>
-void step(Gpu& gpu, const Problem& p, const Numbers& best, const Parents& parents,
-          const Tensor3& next, bool more) {
-  Costs<Gpu> costs(gpu, p);
+void combine(Gpu& gpu, const Combination& c, const Tensor3& next, int64_t elements,
+             int64_t targets, int64_t samples) {
+  with_stored(next.rows.dtype, [&](auto z) {
+    using Z = decltype(z);
+    constexpr int wide = 16 / sizeof(Z);
+    bool vector = elements % wide == 0 && aligned_rows(next, 16);
+    for (int r = 0; r < c.basis.terms; ++r) {
+      const DType dtype = c.basis.tensors[r].rows.dtype;
+      const bool half = dtype == DType::float16 || dtype == DType::bfloat16;
+      vector = vector && aligned_rows(c.basis.tensors[r], half ? 2 * wide : 16);
+    }
+    in_groups(samples, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
+      if (vector)
+        walk<CombinedColumn<Z, wide>>(gpu, c, next, elements, targets, first, count, false);
+      else
+        walk<CombinedColumn<Z, 1>>(gpu, c, next, elements, targets, first, count, false);
+    });
+  });
+}
+
+// The argmin over the problem's candidates. `more`: `best` holds what smaller sources gave. Calls
+// then(first, count) when the samples [first, first + count) are done.
+template <class Gpu, class Of, class Then>
+void improve(Gpu& gpu, const Problem<Of>& p, const Best& best, bool more, const Then& then) {
+  Costs<Gpu, Of> costs(gpu, p);
   const int64_t targets = more ? p.end_source - 1 : p.steps + 1;
-  const auto select = [&](const auto& offered, int64_t first, int64_t columns) {
+  const auto select = [&](const auto& offered, int64_t order, int64_t first, int64_t columns) {
     using Offered = std::decay_t<decltype(offered)>;
     gpu.launch(select_kernel<Offered>, Grid{targets, columns}, kSelectThreads, kSelectShared,
                SelectArgs<Offered>{offered, p.begin_source, p.end_source, first, p.samples,
-                                   p.reduce, more, best, parents});
+                                   p.reduce, more, order, best});
+  };
+  // Orders one after the other, in the same memory: their sums are 4 times as large together. The
+  // lowest comes last and wins ties.
+  const auto for_orders = [&](const auto& body) {
+    for (int order = p.of.orders - 1; order >= 0; --order) body(p.of.of_order(order));
   };
 
   if (p.reduce == Reduction::none) {
     in_groups(p.samples, costs.group(), [&](int64_t first, int64_t count) {
-      costs.compute(first, count);
-      select(OfferedBySample{costs.sums(), p.mask, first}, first, count);
-      advance(gpu, p, parents, next, first, count, more);
+      for_orders([&](const Of& of) {
+        costs.compute(of, first, count);
+        select(OfferedBySample{costs.sums(), p.mask, first}, of.order, first, count);
+      });
+      then(first, count);
     });
     return;
   }
   double* const objective =
       static_cast<double*>(gpu.allocate(costs.cells() * static_cast<int64_t>(sizeof(double))));
-  in_groups(p.samples, costs.group(), [&](int64_t first, int64_t count) {
-    costs.compute(first, count);
-    const Grid grid{ceil_div(p.end_source - 1, kSelectThreads), p.end_source - p.begin_source};
-    gpu.launch(combine_kernel, grid, kSelectThreads, 0,
-               CombineArgs{costs.sums(), p.mask, p.reduce, first, count, first == 0, objective});
+  for_orders([&](const Of& of) {
+    in_groups(p.samples, costs.group(), [&](int64_t first, int64_t count) {
+      costs.compute(of, first, count);
+      const Grid grid{ceil_div(p.end_source - 1, kSelectThreads), p.end_source - p.begin_source};
+      gpu.launch(combine_kernel, grid, kSelectThreads, 0,
+                 CombineArgs{costs.sums(), p.mask, p.reduce, first, count, first == 0, objective});
+    });
+    select(OfferedTogether{objective, p.begin_source, p.samples}, of.order, 0, 1);
+    costs.of_winners(of, best);
   });
-  select(OfferedTogether{objective, p.begin_source, p.samples}, 0, 1);
-  costs.of_parents(parents, best);
-  in_groups(p.samples, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
-    advance(gpu, p, parents, next, first, count, more);
+  in_groups(p.samples, kMaxSamplesPerLaunch, then);
+}
+
+// One step over the problem's sources. `more`: `best` holds what smaller sources gave, and `next`
+// is the state itself.
+template <class Gpu>
+void step(Gpu& gpu, const Problem<EulerSteps>& p, const Best& best, const Tensor3& next,
+          bool more) {
+  improve(gpu, p, best, more, [&](int64_t first, int64_t count) {
+    advance(gpu, p, best.parents, next, first, count, more);
   });
 }
 
 // All costs, [N+1, N+1, B], inf where there is no pair or no live source.
 template <class Gpu>
-void means(Gpu& gpu, const Problem& p, double* out) {
-  Costs<Gpu> costs(gpu, p);
+void means(Gpu& gpu, const Problem<EulerSteps>& p, double* out) {
+  Costs<Gpu, EulerSteps> costs(gpu, p);
   const int64_t rows = p.steps + 1;
   in_groups(p.samples, costs.group(), [&](int64_t first, int64_t count) {
-    costs.compute(first, count);
+    costs.compute(p.of, first, count);
     gpu.launch(means_kernel, Grid{ceil_div(rows, kSelectThreads), rows, count}, kSelectThreads, 0,
                MeansArgs{costs.sums(), p.mask, first, p.samples, rows, out});
   });
@@ -191,17 +250,16 @@ void means(Gpu& gpu, const Problem& p, double* out) {
 
 // The argmin over given costs.
 template <class Gpu>
-void select_costs(Gpu& gpu, const OfferedCosts& costs, int64_t rows, const Numbers& best,
-                  const Parents& parents) {
+void select_costs(Gpu& gpu, const OfferedCosts& costs, int64_t rows, const Best& best) {
   const int64_t columns = costs.reduce == Reduction::none ? costs.samples : 1;
   in_groups(columns, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
     gpu.launch(select_kernel<OfferedCosts>, Grid{rows, count}, kSelectThreads, kSelectShared,
                SelectArgs<OfferedCosts>{costs, 1, rows, first, costs.samples, costs.reduce, false,
-                                        best, parents});
+                                        0, best});
   });
   if (costs.reduce == Reduction::none) return;
   gpu.launch(pick_kernel, Grid{costs.samples, ceil_div(rows, kSelectThreads)}, kSelectThreads, 0,
-             PickArgs{costs, parents, best, rows});
+             PickArgs{costs, best, rows});
 }
 
 }  // namespace oss::cuda
