@@ -58,7 +58,7 @@ def _on_cuda(op: str) -> Callable[..., Any]:
 # Registering twice would replace the native kernels without a word. What serves depends on the
 # card, and is only asked when a tensor comes from one.
 for _name in schema.SCHEMAS:
-    if not (native.build_info().get("cuda") and native.BACKEND.has(_name, "cuda")):
+    if not native.build_info().get("cuda"):
         schema.library.impl(_name, _on_cuda(_name), "CUDA")
 
 

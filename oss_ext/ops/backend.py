@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,22 +16,18 @@ class Backend:
 
     ``operators`` maps an operator's name to a callable with that operator's signature, and
     ``why_not(device)`` says why the backend cannot serve tensors on ``device`` (None: it can, but
-    for the operators that are not in ``operators``, or that ``lacks`` names for the device's type).
+    for the operators that are not in ``operators``).
     """
 
     name: str
     description: str
     operators: Mapping[str, Callable[..., Any]]
     why_not: Callable[[torch.device], str | None]
-    lacks: Mapping[str, Collection[str]] = field(default_factory=dict)
-
-    def has(self, op: str, device_type: str) -> bool:
-        return op in self.operators and op not in self.lacks.get(device_type, ())
 
     def why_not_call(self, op: str, device: torch.device) -> str | None:
         """Why the backend cannot serve this operator on tensors of ``device``."""
         reason = self.why_not(device)
-        if reason is None and not self.has(op, device.type):
+        if reason is None and op not in self.operators:
             return f"it has no {op} for {device.type}"
         return reason
 

@@ -76,5 +76,4 @@ BACKEND = Backend(
     description="C++ kernels of the native library",
     operators={name: getattr(torch.ops.oss, name) for name in schema.SCHEMAS},
     why_not=_why_not,
-    lacks={"cuda": ("dp_argmin_", "dp_combine")},
 )
