@@ -22,7 +22,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # A few small cases of every kernel, for the tools that slow a program down a hundredfold.
-SMALL = "test_step_is_cost_select_advance or test_step_is_the_accumulation_of_chunks"
+SMALL = (
+    "test_step_is_cost_select_advance or test_step_is_the_accumulation_of_chunks"
+    " or test_chunks_add_up_to_one_call or test_the_combination_is_the_candidate"
+)
 
 
 def run(what: str, command: Sequence[str | Path], seconds: int, **environ: str) -> bool:

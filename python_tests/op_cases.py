@@ -304,6 +304,11 @@ class Runner:
         if reason is not None:
             pytest.skip(f"{self.name}: {reason}")
 
+    def needs_values(self) -> None:
+        """Skips a test of values that kernels on a GPU do not look at: they would have to wait."""
+        if self.device == "cuda" and self.name != "reference":
+            pytest.skip("looking at values would wait for the device")
+
     def draw(self, case: Case, seed: int) -> Inputs:
         """Inputs of a case on this device; smaller ones where Python interprets the kernels."""
         if self.interpreted and case.work > INTERPRETED_WORK:

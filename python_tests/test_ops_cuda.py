@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from affine_cases import AffineCase, AffineInputs, AffineRunner, assert_same, chosen, new_best
 from op_cases import REDUCTIONS, Case, Inputs, Runner, arguments, same_bits
 from oss_ext import ops
 
@@ -22,6 +23,20 @@ def gpu(request: pytest.FixtureRequest) -> Runner:
     if reason is not None:
         pytest.skip(f"{request.param}: {reason}")
     return Runner(request.param, "cuda")
+
+
+@pytest.fixture
+def affine_gpu(gpu: Runner) -> AffineRunner:
+    """Those that have the operators on candidates of any affine form."""
+    gpu.needs("dp_argmin_")
+    return AffineRunner(gpu)
+
+
+def argmin(affine: AffineRunner, inputs: AffineInputs, best: tuple[Tensor, ...]) -> None:
+    ops.dp_argmin_(
+        inputs.basis, inputs.index, inputs.coefficients, inputs.terms, 1, inputs.target, *best,
+        source_mask=inputs.source_mask, reduce=inputs.reduce, backend=affine.runner.name,
+    )  # fmt: skip
 
 
 def same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
@@ -56,6 +71,32 @@ def test_a_captured_graph_replays_with_other_inputs(gpu: Runner, reduce: str, se
     assert same(captured, expected)
 
 
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_a_captured_argmin_replays_with_other_inputs(
+    affine_gpu: AffineRunner, reduce: str, seed: int
+) -> None:
+    case = AffineCase(40, 2, (3, 50), reduce=reduce)
+    inputs, others = affine_gpu.draw(case, seed), affine_gpu.draw(case, seed + 1)
+    expected = affine_gpu.argmin(others)  # compiles and loads what a capture must not
+    picked = chosen(others, expected)
+    combined = affine_gpu.combine(others, *picked)
+    best = new_best(inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        argmin(affine_gpu, inputs, best)
+        captured = ops.dp_combine(inputs.basis, *picked, backend=affine_gpu.runner.name)
+    for to, other in zip(
+        [*inputs.basis, inputs.index, inputs.coefficients, inputs.target, *best],
+        [*others.basis, others.index, others.coefficients, others.target, *new_best(others)],
+        strict=True,
+    ):
+        to.copy_(other)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert_same(best, expected)
+    assert same_bits(captured, combined)
+
+
 def test_two_streams_at_once_give_equal_results(gpu: Runner, seed: int) -> None:
     inputs = [gpu.draw(Case(60, 3, (1000,)), seed + k) for k in range(2)]
     expected = [gpu.dp_step(one) for one in inputs]
@@ -87,6 +128,38 @@ def test_the_workspace_is_bounded(
     kept = sum(out.nbytes for out in outputs)
     extra = torch.cuda.max_memory_allocated() - before - kept
     assert extra <= (16 if steps <= 200 else 32) * MIB + MIB // 8  # the allocator rounds up
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_the_workspace_of_an_argmin_is_bounded(
+    affine_gpu: AffineRunner, reduce: str, seed: int
+) -> None:
+    case = AffineCase(200, 4, (64,), reduce=reduce, terms=(2, 1, 2, 2), shared=True, holes=False)
+    inputs = affine_gpu.draw(case, seed)
+    affine_gpu.argmin(inputs)
+    best = new_best(inputs)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    argmin(affine_gpu, inputs, best)
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before <= 16 * MIB + MIB // 8
+
+
+def test_no_argmin_waits_for_the_device(affine_gpu: AffineRunner, seed: int) -> None:
+    inputs = affine_gpu.draw(AffineCase(20, 2, (64,), mask="rows"), seed)
+    best = affine_gpu.argmin(inputs)
+    picked = chosen(inputs, best)
+    affine_gpu.combine(inputs, *picked)
+    torch.cuda.synchronize()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        argmin(affine_gpu, inputs, best)
+        ops.dp_combine(inputs.basis, *picked, backend=affine_gpu.runner.name)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def test_no_call_waits_for_the_device(gpu: Runner, seed: int) -> None:
