@@ -31,6 +31,10 @@ class AffineCase(Case):
     shared: bool = False
     holes: bool = True
 
+    @property
+    def work(self) -> int:
+        return super().work * sum(self.terms)
+
 
 def random_affine_case(seed: int) -> AffineCase:
     choose = random.Random(seed)
@@ -162,6 +166,7 @@ class AffineRunner:
     runner: Runner
 
     def draw(self, case: AffineCase, seed: int) -> AffineInputs:
+        case = self.runner.fitting(case)
         return arrange_affine(draw_affine(case, seed).to(self.runner.device), case.layout)
 
     def argmin(self, inputs: AffineInputs, chunk: int | None = None) -> Best:

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -115,6 +115,9 @@ class Case:
             if getattr(self, field.name) != field.default
         ]
         return " ".join(changed) or "plain"
+
+
+C = TypeVar("C", bound=Case)
 
 
 def random_case(seed: int) -> Case:
@@ -309,14 +312,23 @@ class Runner:
         if self.device == "cuda" and self.name != "reference":
             pytest.skip("looking at values would wait for the device")
 
+    def spare(self, *, unless: bool) -> None:
+        """Skips a test of kernels that Python interprets, unless it is one of the few to do."""
+        if self.interpreted and not unless:
+            pytest.skip("takes too long to be interpreted as often")
+
     def draw(self, case: Case, seed: int) -> Inputs:
-        """Inputs of a case on this device; smaller ones where Python interprets the kernels."""
-        if self.interpreted and case.work > INTERPRETED_WORK:
-            steps = case.steps if case.steps == 12 else min(case.steps, 8)
-            largest = [2] * len(case.dims[:-1]) + [7] * len(case.dims[-1:])
-            dims = tuple(map(min, case.dims, largest))
-            case = dataclasses.replace(case, steps=steps, dims=dims)
+        """Inputs of a case on this device."""
+        case = self.fitting(case)
         return arrange(draw(case, seed).to(self.device), case.layout)
+
+    def fitting(self, case: C) -> C:
+        """The case, or a smaller one where Python interprets the kernels."""
+        if not self.interpreted or case.work <= INTERPRETED_WORK:
+            return case
+        steps = case.steps if case.steps == 12 else min(case.steps, 8)
+        largest = [2] * len(case.dims[:-1]) + [7] * len(case.dims[-1:])
+        return dataclasses.replace(case, steps=steps, dims=tuple(map(min, case.dims, largest)))
 
     def dp_step(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         poison_memory(inputs)

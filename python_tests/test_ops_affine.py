@@ -23,24 +23,24 @@ SHAPES = [
     (2, 3, (255,)),
     (33, 1, (257,)),
     (33, 2, (7,)),
-    (12, 5, ()),
-    (12, 2, (3, 5, 17)),
+    (13, 5, ()),
+    (13, 2, (3, 5, 17)),
 ]
 CASES = [
     *(AffineCase(*shape, reduce=REDUCTIONS[k % 3]) for k, shape in enumerate(SHAPES)),
     *(AffineCase(*shape, shared=True, holes=False) for shape in SHAPES[3:5]),
     *(
-        AffineCase(12, 2, (5, 61), dtype, other, reduce=REDUCTIONS[k % 3])
+        AffineCase(13, 2, (5, 61), dtype, other, reduce=REDUCTIONS[k % 3])
         for k, (dtype, other) in enumerate(DTYPES)
     ),
     *(AffineCase(9, 3, (3, 5, 7), layout=layout) for layout in [*LAYOUTS, "mixed"]),
     *(
-        AffineCase(12, 3, (40,), mask=mask, reduce=reduce, shared=reduce == "mean")
+        AffineCase(13, 3, (40,), mask=mask, reduce=reduce, shared=reduce == "mean")
         for mask in ("rows", "samples", "dead")
         for reduce in REDUCTIONS
     ),
     *(
-        AffineCase(12, 2, (257,), terms=terms)
+        AffineCase(13, 2, (257,), terms=terms)
         for terms in ((1,), (6,), (5, 1), (3, 3, 3), (6, 4, 2, 1), (1, 2, 3, 4))
     ),
 ]
@@ -48,6 +48,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_the_truth(affine: AffineRunner, case: AffineCase, seed: int) -> None:
+    affine.runner.spare(unless=case in CASES[::6])
     inputs = affine.draw(case, seed)
     AffineTruth(inputs).check(affine.argmin(inputs))
 
@@ -56,6 +57,7 @@ def test_agrees_with_the_truth(affine: AffineRunner, case: AffineCase, seed: int
 def test_agrees_with_the_truth_in_any_combination(
     affine: AffineRunner, draw: int, seed: int
 ) -> None:
+    affine.runner.spare(unless=draw == 0)
     case = random_affine_case(seed)
     print(case)
     inputs = affine.draw(case, seed)
@@ -64,7 +66,7 @@ def test_agrees_with_the_truth_in_any_combination(
 
 def test_agrees_with_the_truth_for_many_rows(affine: AffineRunner, seed: int) -> None:
     """More rows than a kernel keeps at hand, and more cells than its workspace holds."""
-    if affine.runner.name == "reference":
+    if affine.runner.name == "reference" or affine.runner.interpreted:
         pytest.skip("one pair at a time takes too long")
     for case in (
         AffineCase(230, 1, (300,), terms=(2, 4, 3, 1)),
@@ -100,25 +102,27 @@ def test_gives_the_numbers_worked_out_by_hand(affine: AffineRunner) -> None:
 def test_ties_go_to_the_largest_source_then_to_the_lowest_order(
     affine: AffineRunner, reduce: str
 ) -> None:
+    affine.runner.spare(unless=reduce == "none")
     inputs = affine.draw(
         AffineCase(20, 2, (300,), terms=(2, 1, 3), reduce=reduce, holes=False), seed=0
     )
     inputs.coefficients[:, 0], inputs.coefficients[:, 1:] = 1, 0
     for tensor in inputs.basis:
         tensor[:] = tensor[1]
-    for chunk in (None, 1, 7):
+    last = len(inputs.target) - 1
+    for chunk in (None, 7) if affine.runner.interpreted else (None, 1, 7):
         _, parent, order = affine.argmin(inputs, chunk)
-        assert bool((parent[:-1] == 20).all())
+        assert bool((parent[:-1] == last).all())
         assert bool((order[:-1] == 0).all())
-    # Without order 0 at source 20, and without source 19 at all.
-    inputs.coefficients[0, 0, 19] = torch.nan
+    # Without order 0 at the last source, and without the one before it at all.
+    inputs.coefficients[0, 0, -1] = torch.nan
     _, parent, order = affine.argmin(inputs)
-    assert parent[:-1].unique().tolist() == [20]
+    assert parent[:-1].unique().tolist() == [last]
     assert order[:-1].unique().tolist() == [1]
-    inputs.coefficients[:, 0, 18:] = torch.nan
+    inputs.coefficients[:, 0, -2:] = torch.nan
     _, parent, order = affine.argmin(inputs)
-    assert parent[:18].unique().tolist() == [18]
-    assert order[:18].unique().tolist() == [0]
+    assert parent[: last - 2].unique().tolist() == [last - 2]
+    assert order[: last - 2].unique().tolist() == [0]
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
@@ -127,6 +131,9 @@ def test_ties_go_to_the_largest_source_then_to_the_lowest_order(
 def test_nan_and_inf_never_win(
     affine: AffineRunner, where: str, value: float, reduce: str, seed: int
 ) -> None:
+    affine.runner.spare(
+        unless=(value, reduce) == (math.inf, "log_mean") and where in ("third", "target")
+    )
     inputs = affine.draw(AffineCase(9, 3, (257,), reduce=reduce, holes=False), seed)
     spoilt = [*inputs.basis[:3], inputs.target][["first", "second", "third", "target"].index(where)]
     spoilt[5, 1, -1] = value

@@ -19,11 +19,14 @@ from op_cases import DTYPES, Case, Inputs, Runner, same_bits
 from op_truth import Truth
 from oss_ext import ops
 from oss_ext.ops import backend as cards
-from oss_ext.ops import triton as backend
+from oss_ext.ops import triton_launch as launch
 from oss_ext.ops.checks import LOG_FLOOR
 
 HERE = Path(__file__).parent
-MATRIX = ["correctness", "rules", "pieces", "arguments", "triton"]
+MATRIX = [
+    "correctness", "rules", "pieces", "arguments", "triton",
+    "affine", "affine_pieces", "affine_arguments",
+]  # fmt: skip
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 RUNNER = Runner("triton", "cpu")
 
@@ -89,7 +92,7 @@ def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
 
 @interpreted
 def test_interpreted_tiles_change_no_bit(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    kernels: Any = backend._kernels()
+    kernels: Any = launch.kernels()
     inputs = RUNNER.draw(Case(18, 1, (45,), mask="rows"), seed)
     expected = everything(inputs)
     for tile in kernels.CONFIGS:
@@ -104,7 +107,7 @@ def test_interpreted_groups_of_samples_change_no_bit(
 ) -> None:
     inputs = RUNNER.draw(Case(8, 3, (5,), mask="samples", reduce=reduce), seed)
     expected = everything(inputs)
-    monkeypatch.setattr(backend, "WORKSPACE", 8 * 2 * 64)
+    monkeypatch.setattr(launch, "WORKSPACE", 8 * 2 * 64)
     assert_same(everything(inputs), expected)
 
 
@@ -113,7 +116,7 @@ def test_interpreted_groups_of_samples_change_no_bit(
 def test_interpreted_splits_of_several_blocks_agree(
     splits: int, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(backend, "MAX_SPLITS", splits)
+    monkeypatch.setattr(launch, "MAX_SPLITS", splits)
     inputs = RUNNER.draw(Case(1, 1, (1500,)), seed)
     wide = {
         name: getattr(inputs, name).repeat(1, 1, 3) for name in ("state", "velocity", "teacher")
@@ -134,15 +137,16 @@ TYPES = {
 def arguments(kernel: str, state: str, velocity: str, dims: int) -> dict[str, Any]:
     """Types of all arguments, and the values of those that are known to the compiler."""
     strides = ("i64",) * (2 + dims) if dims > 1 else ("i64", "i64", 1)
-    tensors = {"state": state, "velocity": velocity, "times": "*fp64"}
     common = {"sizes": ("i32",) * dims, "first": "i32", "splits": "i32", "elements": "i32"}
     pair, triple = ("i32", "i32"), ("i32", "i32", "i32")
-    cells = {"count": "i32", "width": "i32", "CELLS": backend.CELLS}
+    cells = {"count": "i32", "width": "i32", "CELLS": launch.CELLS}
     return {
-        "pair_sums": tensors | common | {
-            "sums": "*fp64", "teacher": state, "live": "*i1", "wanted": None, "stop": "i32",
-            "state_strides": strides, "velocity_strides": strides, "teacher_strides": strides,
-            "live_strides": pair, "EVEN": False,
+        "pair_sums": common | {f"b{r}": None for r in range(6)} | {
+            "sums": "*fp64", "b0": state, "b1": velocity, "basis_strides": (strides, strides),
+            "basis_rows": pair, "target": state, "target_strides": strides, "times": "*fp64",
+            "index": None, "index_strides": None, "coefficients": None,
+            "coefficients_strides": None, "live": "*i1", "live_strides": pair, "wanted": None,
+            "stop": "i32", "EVEN": False,
         },
         "join": common | cells | {
             "cost": "*fp64", "sums": "*fp64", "live": "*i1",
@@ -153,16 +157,35 @@ def arguments(kernel: str, state: str, velocity: str, dims: int) -> dict[str, An
             "LOG": True, "FLOOR": LOG_FLOOR,
         },
         "select": {
-            "score": "*fp64", "parent": "*i64", "cost": "*fp64", "score_strides": pair,
-            "parent_strides": pair, "cost_strides": triple, "first": "i32", "count": "i32",
+            "score": "*fp64", "parent": "*i64", "best_order": "*i64", "cost": "*fp64",
+            "score_strides": pair, "parent_strides": pair, "order_strides": pair,
+            "cost_strides": triple, "order": "i32", "first": "i32", "count": "i32",
             "rows": "i32", "SOURCES": 32, "TARGETS": 32,
         },
-        "advance": tensors | common | {
-            "next_state": state, "parent": "*i64", "next_strides": strides,
-            "state_strides": strides, "velocity_strides": strides, "parent_strides": pair,
-            "rows": "i32", "run": "i32", "IN_PLACE": True, "ELEMENTS": 512,
+        "advance": common | {
+            "state": state, "velocity": velocity, "times": "*fp64", "next_state": state,
+            "parent": "*i64", "next_strides": strides, "state_strides": strides,
+            "velocity_strides": strides, "parent_strides": pair, "rows": "i32", "run": "i32",
+            "IN_PLACE": True, "ELEMENTS": launch.ELEMENTS,
+        },
+        "combine": {
+            "out": state, "out_strides": strides, "basis": (state, *[velocity] * 5),
+            "basis_strides": (strides,) * 6, "index": "*i64", "index_strides": triple,
+            "coefficients": "*fp64", "coefficients_strides": triple, "sizes": ("i32",) * dims,
+            "elements": "i32", "ELEMENTS": launch.ELEMENTS,
         },
     }[kernel]  # fmt: skip
+
+
+def affine_arguments(terms: int, state: str, velocity: str, dims: int) -> dict[str, Any]:
+    """Those of ``pair_sums`` for candidates of so many terms."""
+    given = arguments("pair_sums", state, velocity, dims)
+    basis = {f"b{r}": velocity for r in range(1, terms)} | {f"b{r}": None for r in range(terms, 6)}
+    return given | basis | {
+        "basis_strides": (given["target_strides"],) * terms, "basis_rows": ("i32",) * terms,
+        "times": None, "index": "*i64", "index_strides": ("i32",) * 3, "coefficients": "*fp64",
+        "coefficients_strides": ("i64",) * 4, "wanted": "*i64",
+    }  # fmt: skip
 
 
 def spilled(
@@ -173,7 +196,7 @@ def spilled(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function: Any = getattr(backend._kernels(), kernel)
+    function: Any = getattr(launch.kernels(), kernel)
     while not isinstance(function, triton.JITFunction):
         function = function.fn
     constants: dict[tuple[int, ...], Any] = {}
@@ -201,6 +224,14 @@ def spilled(
     return found["STACK"] + found["LOCAL"]
 
 
+def tiles(given: dict[str, Any]) -> list[Any]:
+    """Those that are tried for some arguments of ``pair_sums``."""
+    dtype = next(dtype for dtype, name in TYPES.items() if name == given["target"])
+    target = torch.empty(0, dtype=dtype)
+    chosen: list[Any] = launch.kernels().tiles(launch.kernels().CONFIGS, given | {"target": target})
+    return chosen
+
+
 def call(state: torch.dtype, velocity: torch.dtype, dims: int) -> tuple[str, str, int]:
     return TYPES[state], TYPES[velocity], dims
 
@@ -224,9 +255,24 @@ def test_compiled_kernels_keep_to_their_registers(
     given: tuple[str, str, int], architecture: int, tmp_path: Path
 ) -> None:
     """No GPU is needed to compile."""
-    for config in backend._kernels().CONFIGS:
+    for config in tiles(arguments("pair_sums", *given)):
         for wanted in (None, "*i64"):
             tile = arguments("pair_sums", *given) | config.kwargs | {"wanted": wanted}
             assert not spilled("pair_sums", tile, architecture, tmp_path, config.num_warps), tile
-    for kernel in ("join", "add_terms", "select", "advance"):
+    for kernel in ("join", "add_terms", "select", "advance", "combine"):
         assert not spilled(kernel, arguments(kernel, *given), architecture, tmp_path), kernel
+
+
+@compiled
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize(
+    "terms", [3, 6, *(pytest.param(terms, marks=pytest.mark.slow) for terms in (1, 2, 4, 5))]
+)
+@pytest.mark.parametrize("given", CALLS)
+def test_compiled_kernels_keep_any_terms_in_their_registers(
+    given: tuple[str, str, int], terms: int, architecture: int, tmp_path: Path
+) -> None:
+    whole = affine_arguments(terms, *given)
+    for config in tiles(whole)[: 1 if given == USUAL else None]:
+        tile = whole | config.kwargs
+        assert not spilled("pair_sums", tile, architecture, tmp_path, config.num_warps), tile

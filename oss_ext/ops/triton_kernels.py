@@ -1,7 +1,7 @@
 """The Triton kernels of ``oss_ext.ops.triton``, which says what they are launched for.
 
 Importing this file imports triton, so only ``oss_ext.ops.triton`` does, and only at its first
-call. ``z``, ``v``, ``x``, ``t``, ``i`` and ``j`` are as in ``oss_ext.ops``.
+call. ``i`` and ``j`` are source and target, as in ``oss_ext.ops``.
 
 Bits depend on nothing but the inputs. Products and sums are rounded where they are written: fused
 operations are written out, and all launches forbid others. A sum over the lanes of a tile adds
@@ -9,7 +9,9 @@ the lanes in pairs, whatever threads hold them, because the compiler chooses the
 by alignment, strides and number of warps.
 
 A tensor ``[rows, samples, *dims]`` is a pointer and the strides (row, sample, *dims); ``sizes``
-are those of dims, which the host has merged where it could.
+are those of dims, which the host has merged where it could. ``basis`` is a tuple of pointers, with
+a tuple of strides: the terms of a candidate, as in ``oss_ext.ops.dp_argmin_``. Those of Euler's
+step are the state and the velocity of the source, with coefficients that follow from ``times``.
 """
 
 import triton
@@ -26,26 +28,45 @@ CONFIGS = [
     triton.Config({"SOURCES": 8, "TARGETS": 16}, num_warps=4),
     triton.Config({"SOURCES": 4, "TARGETS": 32}, num_warps=4),
     triton.Config({"SOURCES": 4, "TARGETS": 16}, num_warps=4),
+    triton.Config({"SOURCES": 2, "TARGETS": 32}, num_warps=4),
+    triton.Config({"SOURCES": 2, "TARGETS": 16}, num_warps=4),
 ]
-"""The tiles of pairs that are tried: larger ones read less, smaller ones leave room for more
-programs. They change no bit, because every pair has sums of its own."""
+"""Tiles of pairs: larger ones read less, smaller ones leave room for more programs. They change no
+bit, because every pair has sums of its own."""
+
+TRIED = 4
+"""How many tiles are timed: the largest that fit."""
+
+HELD = {4: 96, 8: 56}
+"""How many sums and coefficients a thread can hold, of how many bytes each."""
+
+
+def tiles(configs, given, **_):
+    """The tiles to try, of ``CONFIGS``, for arguments of ``pair_sums``."""
+    if given["coefficients"] is None:  # Euler's step has room in all of them
+        return configs[:TRIED]
+    of_pair = 1 + len(given["basis_strides"])
+    most = HELD[max(4, given["target"].dtype.itemsize)]
+
+    def pairs(config):
+        return config.kwargs["SOURCES"] * config.kwargs["TARGETS"] // config.num_warps
+
+    return [config for config in configs if pairs(config) * of_pair <= most][:TRIED]
+
 
 INTERPRETED = [triton.Config({"SOURCES": 8, "TARGETS": 64})]
 """The interpreter takes the same time for any number of targets."""
 
 
 @triton.jit
-def offsets_of(e, sizes, a, b, c):
-    """Where elements ``e`` lie within rows with the strides a, b and c (row, sample, *dims)."""
+def offsets_of(e, sizes, strides):
+    """Where elements ``e`` lie within a row with these strides (row, sample, *dims)."""
     last: tl.constexpr = len(sizes) - 1
-    at_a, at_b, at_c = e * 0, e * 0, e * 0
+    at = e * 0
     for k in tl.static_range(last):
-        along = e % sizes[last - k]
-        at_a += along * a[2 + last - k]
-        at_b += along * b[2 + last - k]
-        at_c += along * c[2 + last - k]
+        at += e % sizes[last - k] * strides[2 + last - k]
         e = e // sizes[last - k]
-    return at_a + e * a[2], at_b + e * b[2], at_c + e * c[2]
+    return at + e * strides[2]
 
 
 @triton.jit
@@ -68,17 +89,18 @@ def lanes_sums(parts):
 @triton.autotune(
     INTERPRETED if triton.knobs.runtime.interpret else CONFIGS,
     key=["splits"],
+    prune_configs_by={"early_config_prune": tiles},
     cache_results=True,
 )
 @triton.jit(
     do_not_specialize=["first", "stop", "splits", "elements"],
     # Wider loads would put neighbouring elements into one thread, and targets across lanes.
-    do_not_specialize_on_alignment=["state_strides", "velocity_strides", "teacher_strides"],
+    do_not_specialize_on_alignment=["b0", "b1", "b2", "b3", "b4", "b5", "target"],
 )
 def pair_sums(
-    sums, state, velocity, teacher, times, live, wanted,
-    state_strides, velocity_strides, teacher_strides, live_strides, sizes,
-    first, stop, splits, elements,
+    sums, b0, b1, b2, b3, b4, b5, target, times, index, coefficients, live, wanted,
+    basis_strides, target_strides, index_strides, coefficients_strides, live_strides,
+    basis_rows, sizes, first, stop, splits, elements,
     EVEN: tl.constexpr, SOURCES: tl.constexpr, TARGETS: tl.constexpr,
 ):  # fmt: skip
     """Sums of squared differences of one split of the elements, for a tile of pairs.
@@ -87,20 +109,29 @@ def pair_sums(
     and the targets below each. Tiles in which no source is ``live`` are left out, and, if
     ``wanted`` is given ([targets] sources), those that hold no (wanted[j], j).
 
+    Row i - first of every term is the source's own, or, if ``index`` is given ([terms, sources,
+    samples] from ``first`` on), the one that it says. ``coefficients`` [terms, sources, targets,
+    samples] come with it; without them the terms are those of Euler's step. The basis comes as a
+    pointer for every term in use: of a tuple, Triton would see neither the dtypes, by which it
+    chooses the tile, nor that the alignment does not count.
+
     Sources are taken one by one, in tuples, and targets along an axis: so every load has the
     layout of the sums, warps along the targets and lanes along the elements, and none has to be
     exchanged between threads.
     """
+    basis = (b0, b1, b2, b3, b4, b5)
+    terms: tl.constexpr = len(basis_strides)
     width = stop - 1
     across = (width + TARGETS - 1) // TARGETS
     source = first + tl.program_id(0) // across * SOURCES
-    target = tl.program_id(0) % across * TARGETS
+    first_target = tl.program_id(0) % across * TARGETS
     split = tl.program_id(1)
     sample = tl.program_id(2).to(tl.int64)
     i = source + tl.arange(0, SOURCES).to(tl.int64)
-    j = target + tl.arange(0, TARGETS).to(tl.int64)
-    needed = (i < stop) & (i > target)
-    needed &= tl.load(live + i * live_strides[0] + sample * live_strides[1], needed, other=0) != 0
+    j = first_target + tl.arange(0, TARGETS).to(tl.int64)
+    needed = (i < stop) & (i > first_target)
+    of_source = live + (i - first) * live_strides[0] + sample * live_strides[1]
+    needed &= tl.load(of_source, mask=needed, other=0) != 0
     if wanted is not None:
         best = tl.load(wanted + j, mask=j < width, other=-1)
         needed &= tl.max((i[:, None] == best[None, :]).to(tl.int32), axis=1) != 0
@@ -109,22 +140,33 @@ def pair_sums(
 
     # Rows past the end are computed as the last one and not written.
     row = tl.minimum(j, width - 1)[:, None]
-    teacher += sample * teacher_strides[1] + row * teacher_strides[0]
+    compute: tl.constexpr = tl.float64 if target.dtype.element_ty == tl.float64 else tl.float32
+    target += sample * target_strides[1] + row * target_strides[0]
     sums += (sample * splits + split) * (stop - first) * width
     cell = sums + (i[None, :] - first) * width + j[:, None]
     written = (i[None, :] < stop) & (j[:, None] < i[None, :])
-    compute: tl.constexpr = tl.float64 if state.dtype.element_ty == tl.float64 else tl.float32
-    t = tl.load(times + row)
-    dt = ()
-    z_row = ()
-    v_row = ()
+    rows = ()
+    factors = ()
     for s in tl.static_range(SOURCES):
         k = tl.minimum(source + s, stop - 1).to(tl.int64)
-        dt = dt + ((t - tl.load(times + k)).to(compute),)
-        z_row = z_row + (state + sample * state_strides[1] + k * state_strides[0],)
-        v_row = v_row + (
-            velocity + sample * velocity_strides[1] + (k - first) * velocity_strides[0],
-        )
+        for r in tl.static_range(terms):
+            if index is None:
+                at = k - first
+                factor = (tl.load(times + row) - tl.load(times + k)).to(compute)  # not of term 0
+            else:
+                at = tl.load(
+                    index + r * index_strides[0] + (k - first) * index_strides[1]
+                    + sample * index_strides[2]
+                )  # fmt: skip
+                # Where there is no such row, a coefficient or ``live`` leaves the candidate out.
+                at = tl.minimum(tl.maximum(at, 0), basis_rows[r] - 1)
+                factor = tl.load(
+                    coefficients + r * coefficients_strides[0]
+                    + (k - first) * coefficients_strides[1] + row * coefficients_strides[2]
+                    + sample * coefficients_strides[3]
+                ).to(compute)  # fmt: skip
+            rows = rows + (basis[r] + sample * basis_strides[r][1] + at * basis_strides[r][0],)
+            factors = factors + (factor,)
     lane = tl.arange(0, LANES).to(tl.int64)[None, :]
     blocks = (elements + BLOCK - 1) // BLOCK + tl.full((), 0, tl.int64)
     first_block = blocks * split // splits
@@ -137,15 +179,19 @@ def pair_sums(
         for e0 in range(begin, end, LANES):
             e = e0 + lane
             inside = (e < elements) | EVEN
-            at_z, at_v, at_x = offsets_of(
-                e, sizes, state_strides, velocity_strides, teacher_strides
-            )
-            x = tl.load(teacher + at_x, mask=inside, other=0).to(compute)
+            x = tl.load(target + offsets_of(e, sizes, target_strides), mask=inside, other=0)
+            offsets = ()
+            for r in tl.static_range(terms):
+                offsets = offsets + (offsets_of(e, sizes, basis_strides[r]),)
             added = ()
             for s in tl.static_range(SOURCES):
-                z = tl.load(z_row[s] + at_z, mask=inside, other=0).to(compute)
-                v = tl.load(v_row[s] + at_v, mask=inside, other=0).to(compute)
-                off = tl.fma(dt[s], v, z) - x
+                candidate = tl.load(rows[s * terms] + offsets[0], mask=inside, other=0).to(compute)
+                if index is not None:  # otherwise the first coefficient is 1
+                    candidate = factors[s * terms] * candidate
+                for r in tl.static_range(1, terms):
+                    b = tl.load(rows[s * terms + r] + offsets[r], mask=inside, other=0).to(compute)
+                    candidate = tl.fma(factors[s * terms + r], b, candidate)
+                off = candidate - x.to(compute)
                 added = added + (tl.fma(off, off, partial[s]),)
             partial = added
         # Kept in memory, not in registers: each would be held by every lane.
@@ -166,10 +212,10 @@ def join(
     cell = tl.program_id(0).to(tl.int64) * CELLS + tl.arange(0, CELLS)
     sample = tl.program_id(1).to(tl.int64)
     index, j = cell // width, cell % width
-    i = first + index
-    row, sample_of_live = live_strides
-    counts = (index < count) & (j < i)
-    counts &= tl.load(live + i * row + sample * sample_of_live, mask=counts, other=0) != 0
+    source_of_live, sample_of_live = live_strides
+    counts = (index < count) & (j < first + index)
+    of_source = live + index * source_of_live + sample * sample_of_live
+    counts &= tl.load(of_source, mask=counts, other=0) != 0
     slab = sums + sample * splits * count * width + cell
     total = tl.full((CELLS,), 0, tl.float64)
     for _ in range(splits):
@@ -201,13 +247,14 @@ def add_terms(
     tl.store(objective + cell, total, mask=index < count)
 
 
-@triton.jit(do_not_specialize=["first", "count", "rows"])
+@triton.jit(do_not_specialize=["order", "first", "count", "rows"])
 def select(
-    score, parent, cost, score_strides, parent_strides, cost_strides, first, count, rows,
-    SOURCES: tl.constexpr, TARGETS: tl.constexpr,
+    score, parent, best_order, cost, score_strides, parent_strides, order_strides, cost_strides,
+    order, first, count, rows, SOURCES: tl.constexpr, TARGETS: tl.constexpr,
 ):  # fmt: skip
     """Improves ``score`` and ``parent`` [rows, samples] by ``cost`` [count, targets, samples],
-    the costs of sources from ``first`` on: not above the score wins, then the larger source."""
+    the costs of sources from ``first`` on: the least wins, then the largest source, then the
+    latest call, and ``best_order``, if given, becomes the winner's ``order``."""
     target = tl.program_id(0) * TARGETS
     sample = tl.program_id(1).to(tl.int64)
     j = target + tl.arange(0, TARGETS).to(tl.int64)
@@ -216,6 +263,7 @@ def select(
     best = tl.load(score, mask=j < rows, other=0).to(tl.float64)
     best = tl.where(tl.abs(best) < float("inf"), best, float("inf"))
     winner = tl.load(parent, mask=j < rows, other=-1)
+    won = j < 0
     source_stride, target_stride, sample_stride = cost_strides
     column = cost + j[None, :] * target_stride + sample * sample_stride
     for source in range(tl.maximum(first, target + 1), first + count, SOURCES):
@@ -225,11 +273,16 @@ def select(
         c = tl.where(tl.abs(c) < float("inf"), c, float("inf"))
         least = tl.min(c, axis=0)
         largest = tl.max(tl.where(c == least[None, :], i, -1), axis=0)
-        wins = (least <= best) & (least < float("inf"))
+        wins = (least < best) | ((least == best) & (largest >= winner))
+        wins &= least < float("inf")
         best = tl.where(wins, least, best)
         winner = tl.where(wins, largest, winner)
+        won |= wins
     tl.store(score, best.to(score.dtype.element_ty), mask=j < rows)
     tl.store(parent, winner, mask=j < rows)
+    if best_order is not None:
+        best_order += j * order_strides[0] + sample * order_strides[1]
+        tl.store(best_order, tl.zeros_like(j) + order, mask=won & (j < rows))
 
 
 @triton.jit
@@ -259,10 +312,9 @@ def advance(
     e = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
     sample = tl.program_id(2).to(tl.int64)
     inside = e < elements
-    at_next, at_z, at_v = offsets_of(e, sizes, next_strides, state_strides, velocity_strides)
-    next_state += sample * next_strides[1] + at_next
-    state += sample * state_strides[1] + at_z
-    velocity += sample * velocity_strides[1] + at_v
+    next_state += sample * next_strides[1] + offsets_of(e, sizes, next_strides)
+    state += sample * state_strides[1] + offsets_of(e, sizes, state_strides)
+    velocity += sample * velocity_strides[1] + offsets_of(e, sizes, velocity_strides)
     stored: tl.constexpr = state.dtype.element_ty
     compute: tl.constexpr = tl.float64 if stored == tl.float64 else tl.float32
     target = tl.program_id(1).to(tl.int64) * run
@@ -280,3 +332,36 @@ def advance(
             tl.store(next_state + j * next_strides[0], value, mask=inside & moves)
         else:
             tl.store(next_state + j * next_strides[0], value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["elements"])
+def combine(
+    out, basis, index, coefficients, out_strides, basis_strides, index_strides,
+    coefficients_strides, sizes, elements, ELEMENTS: tl.constexpr,
+):  # fmt: skip
+    """``out`` [targets, samples, *dims]: combinations of rows that ``index`` [terms, targets,
+    samples] gives, with ``coefficients`` likewise; some elements of a target."""
+    blocks = (elements + ELEMENTS - 1) // ELEMENTS
+    j = (tl.program_id(0) // blocks).to(tl.int64)
+    sample = tl.program_id(1).to(tl.int64)
+    e = (tl.program_id(0) % blocks).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
+    inside = e < elements
+    stored: tl.constexpr = out.dtype.element_ty
+    compute: tl.constexpr = tl.float64 if stored == tl.float64 else tl.float32
+    value = tl.full((ELEMENTS,), 0, compute)
+    found = j < 0
+    for r in tl.static_range(len(basis)):
+        at = index + r * index_strides[0] + j * index_strides[1] + sample * index_strides[2]
+        row = tl.load(at)
+        there = row >= 0
+        at = coefficients + r * coefficients_strides[0] + j * coefficients_strides[1]
+        c = tl.load(at + sample * coefficients_strides[2]).to(compute)
+        at = basis[r] + sample * basis_strides[r][1] + row * basis_strides[r][0]
+        at += offsets_of(e, sizes, basis_strides[r])
+        b = tl.load(at, mask=inside & there, other=0).to(compute)
+        # Not added to a zero, which would take the sign from a -0.
+        term = tl.where(found, tl.fma(c, b, value), c * b)
+        value = tl.where(there, term, value)
+        found |= there
+    out += sample * out_strides[1] + j * out_strides[0] + offsets_of(e, sizes, out_strides)
+    tl.store(out, rounded(value, stored), mask=inside)
