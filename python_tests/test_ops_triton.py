@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from affine_cases import AffineCase, AffineRunner, AffineTruth
 from conftest import SEED
 from op_cases import DTYPES, Case, Inputs, Runner, same_bits
 from op_truth import Truth
@@ -112,6 +113,19 @@ def test_interpreted_groups_of_samples_change_no_bit(
 
 
 @interpreted
+def test_interpreted_groups_of_samples_keep_each_winners_order(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """With a reduction, costs are computed again for the winners, one order after the other."""
+    affine = AffineRunner(RUNNER)
+    inputs = affine.draw(AffineCase(5, 3, (5,), reduce="mean", terms=(1, 2)), seed)
+    expected = affine.argmin(inputs)
+    AffineTruth(inputs).check(expected)
+    monkeypatch.setattr(launch, "WORKSPACE", 8)
+    assert_same(list(affine.argmin(inputs, 3)), list(expected))
+
+
+@interpreted
 @pytest.mark.parametrize("splits", [1, 2])
 def test_interpreted_splits_of_several_blocks_agree(
     splits: int, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -188,6 +202,35 @@ def affine_arguments(terms: int, state: str, velocity: str, dims: int) -> dict[s
     }  # fmt: skip
 
 
+def jitted(kernel: str) -> Any:
+    """The kernel without its autotuner."""
+    import triton
+
+    function: Any = getattr(launch.kernels(), kernel)
+    while not isinstance(function, triton.JITFunction):
+        function = function.fn
+    return function
+
+
+@compiled
+def test_aligned_rows_are_compiled_as_any_others() -> None:
+    """Or Triton would give a thread neighbouring elements, and lanes to targets."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    function = jitted("pair_sums")
+    cuda = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(function.signature, function.params, cuda)
+    aligned = torch.empty(64, 64)
+    assert aligned.data_ptr() % 16 == 0
+    given = dict.fromkeys(function.arg_names, 1) | {f"b{r}": aligned for r in range(6)}
+    _, kinds, _ = bind(**given | {"target": aligned, "sums": aligned})
+    seen = {name: kind[1] for name, kind in zip(function.arg_names, kinds, strict=True)}
+    assert seen["sums"] == "D"  # what Triton calls divisible
+    assert not any(seen[name] for name in ("b0", "b1", "b2", "b3", "b4", "b5", "target"))
+
+
 def spilled(
     kernel: str, given: dict[str, Any], architecture: int, folder: Path, warps: int = 4
 ) -> int:
@@ -196,9 +239,7 @@ def spilled(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function: Any = getattr(launch.kernels(), kernel)
-    while not isinstance(function, triton.JITFunction):
-        function = function.fn
+    function = jitted(kernel)
     constants: dict[tuple[int, ...], Any] = {}
 
     def kind(value: Any, *at: int) -> Any:
