@@ -42,8 +42,7 @@ sanitize: $(built)  ## run the CPU and CUDA kernels on the CPU under the sanitiz
 	  -DPython_EXECUTABLE=$(abspath $(bin)/python) --log-level=WARNING > /dev/null
 	@PATH=$(abspath $(bin)):$$PATH cmake --build build/sanitize \
 	  --target kernels_test --target cuda_test > /dev/null
-	@build/sanitize/kernels_test
-	@build/sanitize/cuda_test
+	@build/sanitize/kernels_test & kernels=$$!; build/sanitize/cuda_test; wait $$kernels
 
 cuda: $(built)  ## compile the CUDA kernels for every architecture and list what they need
 	@$(bin)/python csrc/tests/cuda_resources.py
