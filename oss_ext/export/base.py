@@ -62,6 +62,11 @@ class Format:
                 f"{schedule.sigmas[0]:.6g} from {noise} (free start); search with start='pinned' "
                 f"(oss search --for {self.name})"
             )
+        if schedule.solver != "euler" and self.final_zero is not None:
+            raise ExportError(
+                f"{self.name}: the schedule is one of {schedule.solver}, and hosts step as their "
+                "sampler does; choose that one there and force the export, or search with euler"
+            )
         if self.flow_only and not isinstance(schedule.path, FlowPath):
             raise ExportError(
                 f"{self.name}: expected a schedule of a flow model, got one of a "

@@ -35,6 +35,8 @@ def schedule_table(schedule: Schedule) -> str:
             f"searched on {s.samples} samples with {s.search_nfe} evaluations each; "
             f"mean squared error there: {cost}"
         )
+    if s.orders:
+        lines.append(f"orders of the steps: {', '.join(map(str, s.orders))}")
     if s.amplitude is not None:
         a = s.amplitude
         lines.append(
