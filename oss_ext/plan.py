@@ -86,19 +86,20 @@ def plan(
         raise ValueError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}")
     if arguments.whole_number("beam", width) > 1 and quality not in ("dp", "best"):
         raise ValueError(f"beam: expected 1 with quality {quality!r}, got {width}")
-    full = {k: dp.evaluations(teacher_steps, k, start) for k in budgets}
+    paper, own = (
+        {k: dp.evaluations(teacher_steps, k, start, evaluations) for k in budgets}
+        for evaluations in (1, per_step)
+    )
     table = 0
     if quality in ("dp", "best"):
-        table = beam.evaluations(teacher_steps, max(budgets), width, start)
-        table += dp.evaluations(teacher_steps, max(budgets), start, per_step)
-        table -= dp.evaluations(teacher_steps, max(budgets), start)
+        most = max(budgets)
+        table = own[most] if width == 1 else beam.evaluations(teacher_steps, most, width, start)
     refine, least = {}, {}
     if quality in SHARES:
         least = {k: LEAST_RUNS * k * per_step for k in budgets}
         for k in budgets:
-            own = SHARES[quality] * (teacher_steps + full[k]) - teacher_steps
-            own_table = dp.evaluations(teacher_steps, k, start, per_step) if table else 0
-            refine[k] = max(least[k], int(own) - own_table)
+            share = SHARES[quality] * (teacher_steps + paper[k]) - teacher_steps
+            refine[k] = max(least[k], int(share) - (own[k] if table else 0))
     planned = Plan(quality, table, refine)
     if quality in ("balanced", "best") and per_step == 1:
         planned = _with_coarse(planned, teacher_steps, budgets, start, least)

@@ -163,3 +163,16 @@ def example_schedule(**changes: Any) -> oss.Schedule:
 
 dp_search = functools.partial(oss.search, quality="dp")
 """Algorithm 1 alone."""
+
+
+def assert_replays(
+    model: Model, trajectory: oss.Trajectory, table: dp.Table, solver: str, steps: int
+) -> None:
+    """Every sample's path of ``steps`` steps, run in its orders, has the costs of the table."""
+    for b in range(trajectory.samples):
+        column = min(b, table.parent.shape[2] - 1)
+        rows = table.backtrack(steps, column)
+        orders = table.orders(rows, column)
+        _, errors = dp.replay(model, trajectory, rows, solver=solver, orders=orders)
+        expected = torch.stack([table.cost[k, row, b] for k, row in enumerate(rows[1:])])
+        torch.testing.assert_close(errors[:, b], expected, rtol=1e-9, atol=1e-12)

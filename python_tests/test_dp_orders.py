@@ -10,6 +10,7 @@ import torch
 import oss_ext as oss
 from driver_cases import (
     SAMPLES,
+    assert_replays,
     dp_search,
     each_family,
     each_reduction,
@@ -109,13 +110,7 @@ def test_replaying_a_path_in_its_orders_gives_the_tables_cost(
     model, trajectory = random_case(family, seed, steps=12)
     table = table_of(model, trajectory, reduce=reduce, start=start, solver=solver)
     for steps in range(1, STEPS + 1):
-        for b in range(SAMPLES):
-            column = b if reduce == "none" else 0
-            rows = table.backtrack(steps, column)
-            orders = table.orders(rows, column)
-            _, errors = dp.replay(model, trajectory, rows, solver=solver, orders=orders)
-            expected = torch.stack([table.cost[k, row, b] for k, row in enumerate(rows[1:])])
-            torch.testing.assert_close(errors[:, b], expected, rtol=1e-9, atol=1e-12)
+        assert_replays(model, trajectory, table, solver, steps)
 
 
 @each_reduction

@@ -8,6 +8,7 @@ import torch
 import oss_ext as oss
 from driver_cases import (
     SAMPLES,
+    assert_replays,
     dp_search,
     each_family,
     each_reduction,
@@ -39,13 +40,22 @@ def test_replaying_a_path_gives_the_tables_cost(
     evaluator = Evaluator(model, SAMPLES)
     table = dp.run(evaluator, trajectory, STEPS, reduce=reduce, start=start, solver=solver)
     for steps in range(1, STEPS + 1):
-        for b in range(SAMPLES):
-            column = b if reduce == "none" else 0
-            rows = table.backtrack(steps, column)
-            orders = table.orders(rows, column)
-            _, errors = dp.replay(model, trajectory, rows, solver=solver, orders=orders)
-            expected = torch.stack([table.cost[k, row, b] for k, row in enumerate(rows[1:])])
-            torch.testing.assert_close(errors[:, b], expected, rtol=1e-9, atol=1e-12)
+        assert_replays(model, trajectory, table, solver, steps)
+
+
+@pytest.mark.parametrize("solver", ["dpmpp-2m", *SINGLESTEP])
+@each_reduction
+def test_coefficients_in_chunks_change_no_bit(
+    solver: str, reduce: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, trajectory = random_case("network", 4, steps=10)
+    tables = []
+    for most in (2**25, 1):  # all sources at once, one at a time
+        monkeypatch.setattr("oss_ext.dp.table.COEFFICIENT_BYTES", most)
+        evaluator = Evaluator(model, SAMPLES)
+        tables.append(dp.run(evaluator, trajectory, STEPS, reduce=reduce, solver=solver))
+    assert torch.equal(tables[0].parent, tables[1].parent)
+    assert torch.equal(tables[0].cost, tables[1].cost)
 
 
 @each_solver

@@ -11,6 +11,7 @@ from torch import Tensor
 import oss_ext as oss
 from driver_cases import (
     SAMPLES,
+    assert_replays,
     dp_search,
     each_family,
     each_reduction,
@@ -144,13 +145,7 @@ def test_the_tables_costs_are_of_the_whole_state(
 ) -> None:
     model, trajectory = case("network", seed, steps=12)
     table = table_of(model, trajectory, reduce=reduce, metric=METRICS[metric], solver=solver)
-    for b in range(SAMPLES):
-        column = b if reduce == "none" else 0
-        rows = table.backtrack(STEPS, column)
-        orders = table.orders(rows, column)
-        _, errors = dp.replay(model, trajectory, rows, solver=solver, orders=orders)
-        expected = torch.stack([table.cost[k, row, b] for k, row in enumerate(rows[1:])])
-        torch.testing.assert_close(errors[:, b], expected, rtol=1e-9, atol=1e-12)
+    assert_replays(model, trajectory, table, solver, STEPS)
 
 
 @each_seed(1)

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from oss_ext import ops
+from oss_ext.dp.table import errors, source_chunks
 from oss_ext.metrics import Metric, Sources
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.solvers import Multistep
 from oss_ext.solvers.base import OUTPUTS, combine
 from oss_ext.teacher import Trajectory
-
-COEFFICIENT_BYTES = 2**25
-"""For the coefficients of a chunk of sources; making them takes a few times as much."""
 
 
 class OrderSteps:
@@ -81,9 +79,7 @@ class OrderSteps:
         parent = torch.full((rows, columns), -1, dtype=torch.int64, device=device)
         chosen = torch.full_like(parent, -1)
         bytes_per_source = 8 * len(orders) * len(basis) * rows * columns
-        chunk = max(1, COEFFICIENT_BYTES // bytes_per_source)
-        for first in range(1, rows, chunk):
-            source = torch.arange(first, min(first + chunk, rows))
+        for source in source_chunks(rows, bytes_per_source):
             given, terms = self._coefficients(
                 orders, fixed, source[:, None, None], torch.arange(rows)[None, :, None]
             )
@@ -93,23 +89,14 @@ class OrderSteps:
                 given = exists + of_sources[None, :, source, None, None]
                 index, terms = index[:1].expand(len(compared), -1, -1), [len(compared)] * len(terms)
             ops.dp_argmin_(
-                compared, index.to(device), given.to(device), terms, first, self._targets,
+                compared, index.to(device), given.to(device), terms, int(source[0]), self._targets,
                 cost, parent, chosen, source_mask=live.to(device), reduce=self._reduce,
             )  # fmt: skip
         parent, chosen = parent.cpu(), chosen.cpu()
         self._advance(basis, orders, fixed, parent, chosen)
         if self._targets is not self._teacher:
-            cost = self._error(parent)
+            cost = errors(self._state, self._teacher, parent)
         return cost.to(self._state.dtype), parent, torch.tensor([0, *orders])[chosen + 1]
-
-    def _error(self, parent: Tensor) -> Tensor:
-        """Mean squared distance of every state to the teacher's, ``[N+1, B]``; inf where dead."""
-        cost = torch.full(self._teacher.shape[:2], torch.inf, dtype=torch.float64)
-        for row in range(len(cost)):
-            error = (self._state[row] - self._teacher[row]).double().square()
-            reached = parent[row] >= 0
-            cost[row] = torch.where(reached, error.flatten(1).mean(dim=1).cpu(), torch.inf)
-        return cost
 
     def _orders(self, fixed: bool) -> list[int]:
         """The orders that a step may have now, ascending."""

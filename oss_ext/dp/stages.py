@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import ops
-from oss_ext.dp.table import FEW
+from oss_ext.dp.table import FEW, errors, source_chunks
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.ops.reference import objective
 from oss_ext.solvers import Singlestep
@@ -49,7 +49,7 @@ class StageSteps:
             source = self._nearest(velocity, live, tried)
             tried.append(source)
             after = self._after(velocity, source)
-            cost = self._cost(after, source)
+            cost = errors(after, self._teacher, source)
             old, new = objective(best, self._reduce), objective(cost, self._reduce)
             better = (new < old) | ((new == old) & new.isfinite() & (source > parent))
             parent = torch.where(better, source, parent)
@@ -70,20 +70,21 @@ class StageSteps:
         """The best source of every target by an Euler step, but those tried, ``[N+1, columns]``."""
         device, (rows, samples) = self._state.device, live.shape
         columns = samples if self._reduce == "none" else 1
-        row = torch.arange(rows)
-        given = torch.ones(1, 2, rows - 1, rows, columns, dtype=torch.float64)
-        given[0, 1] = (self._times[None, :] - self._times[1:, None])[..., None]
-        for earlier in tried:
-            given[0, 0, earlier[None] == row[1:, None, None]] = torch.nan
-        index = row[1:, None].expand(2, rows - 1, samples)
         cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
-        source = torch.full((rows, columns), -1, device=device)
-        ops.dp_argmin_(
-            [self._state, velocity], index.to(device), given.to(device), [2], 1, self._teacher,
-            cost, source, torch.full_like(source, -1), source_mask=live.to(device),
-            reduce=self._reduce,
-        )  # fmt: skip
-        return source.cpu()
+        nearest = torch.full((rows, columns), -1, device=device)
+        order = torch.full_like(nearest, -1)
+        for source in source_chunks(rows, 8 * 2 * rows * columns):
+            given = torch.ones(1, 2, len(source), rows, columns, dtype=torch.float64)
+            given[0, 1] = (self._times[None, :] - self._times[source][:, None])[..., None]
+            for earlier in tried:
+                given[0, 0, earlier[None] == source[:, None, None]] = torch.nan
+            index = source[:, None].expand(2, len(source), samples)
+            ops.dp_argmin_(
+                [self._state, velocity], index.to(device), given.to(device), [2], int(source[0]),
+                self._teacher, cost, nearest, order, source_mask=live.to(device),
+                reduce=self._reduce,
+            )  # fmt: skip
+        return nearest.cpu()
 
     def _after(self, velocity: Tensor, source: Tensor) -> Tensor:
         """Where the steps from ``source`` end, ``[N+1, B, *dims]``; zeros where there is none."""
@@ -116,14 +117,6 @@ class StageSteps:
                     basis.append(_sum([moved, slope], list(OUTPUTS[self._solver.output](s))))
             after[kept.to(x.device)] = moved
         return after
-
-    def _cost(self, after: Tensor, source: Tensor) -> Tensor:
-        """Mean squared distance to the teacher, ``[N+1, B]`` float64; inf where no source."""
-        cost = torch.full(self._teacher.shape[:2], torch.inf, dtype=torch.float64)
-        for row in range(len(cost)):
-            error = (after[row] - self._teacher[row]).double().square().flatten(1).mean(dim=1)
-            cost[row] = torch.where(source[row] >= 0, error.cpu(), torch.inf)
-        return cost
 
 
 def _sum(basis: list[Tensor], coefficients: list[Tensor]) -> Tensor:

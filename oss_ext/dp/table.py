@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,3 +101,24 @@ def check_reached(parent: Tensor, step: int, reduce: str, evaluator: Evaluator) 
             f"step {step} has no finite path to the clean end for {who}: "
             f"{evaluator.describe_bad(sample) or 'every cost overflowed'}"
         )
+
+
+COEFFICIENT_BYTES = 2**25
+"""For the coefficients of a chunk of sources; making them takes a few times as much."""
+
+
+def source_chunks(rows: int, bytes_per_source: int) -> Iterator[Tensor]:
+    """Rows 1 to N, in the chunks of sources that coefficients are made for at once."""
+    yield from torch.arange(1, rows).split(max(1, COEFFICIENT_BYTES // bytes_per_source))
+
+
+def errors(states: Tensor, teacher: Tensor, parent: Tensor) -> Tensor:
+    """Mean squared distance of ``states`` to the teacher's rows, ``[N+1, B]`` float64.
+
+    Inf where ``parent`` ``[N+1, B or 1]`` is -1. Row by row: nothing as large as the states.
+    """
+    found = torch.full(states.shape[:2], torch.inf, dtype=torch.float64)
+    for row, x in enumerate(states):
+        error = (x - teacher[row]).double().square().flatten(1).mean(dim=1).cpu()
+        found[row] = torch.where(parent[row] >= 0, error, torch.inf)
+    return found

@@ -67,7 +67,8 @@ class Runner:
         ``orders`` are those of its steps; the solver's usual ones if empty.
         """
         name = int(group[0])
-        # These are the same for all paths of as many steps, so what is known before a step serves.
+        # Those of a step may depend on where the path begins and ends, so they are part of what is
+        # known of a prefix.
         orders = orders or self._solver.usual_orders([self.times[row] for row in rows])
         for known in range(len(rows), 1, -1):
             if (name, rows[:known], orders[: known - 1]) in self._known:
