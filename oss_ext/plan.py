@@ -6,6 +6,7 @@ every live source of the dynamic programme (about ``M N``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,13 +22,22 @@ STRIDES = (4, 8, 16)
 LEAST_RUNS = 6
 """Runs of the student that a descent needs to be worth its name."""
 
+VALIDATION = 0.25
+"""Share of the samples that what refinement found is checked on; nothing before has seen them."""
+
+LEAST_SPLIT = 8
+"""Calibration samples from which on they are."""
+
 
 @dataclass(frozen=True)
 class Plan:
     """Evaluations per calibration sample, the teacher's not counted.
 
+    Dynamic programmes are run on the samples that are not left out, and cost as much less.
+
     Attributes:
         quality: one of ``QUALITIES``.
+        held: calibration samples that are left out, to check what refinement found.
         table: of the dynamic programme; 0 where there is none.
         refine: by budget, what its refinement may take.
         coarse: of a search from coarse to fine, at most; 0 where there is none.
@@ -35,6 +45,7 @@ class Plan:
     """
 
     quality: str
+    held: int
     table: int
     refine: dict[int, int]
     coarse: int = 0
@@ -58,6 +69,8 @@ def plan(
     teacher_steps: int,
     budgets: Sequence[int],
     start: str = "free",
+    *,
+    samples: int = 1,
     budget: int | None = None,
     width: int = 1,
     per_step: int = 1,
@@ -72,6 +85,7 @@ def plan(
         teacher_steps: N.
         budgets: numbers of steps asked for.
         start: ``free`` or ``pinned``.
+        samples: of the calibration.
         budget: evaluations per sample at most, all stages together; shortens refinement.
         per_step: model evaluations of a student's step. With more than one there is no search from
             coarse to fine.
@@ -90,19 +104,24 @@ def plan(
         {k: dp.evaluations(teacher_steps, k, start, evaluations) for k in budgets}
         for evaluations in (1, per_step)
     )
+    split = quality in SHARES and arguments.whole_number("samples", samples) >= LEAST_SPLIT
+    held = int(VALIDATION * samples) if split else 0
+    seen = 1 - held / samples
     table = 0
     if quality in ("dp", "best"):
         most = max(budgets)
         table = own[most] if width == 1 else beam.evaluations(teacher_steps, most, width, start)
+        table = math.ceil(seen * table)
     refine, least = {}, {}
     if quality in SHARES:
         least = {k: LEAST_RUNS * k * per_step for k in budgets}
         for k in budgets:
             share = SHARES[quality] * (teacher_steps + paper[k]) - teacher_steps
-            refine[k] = max(least[k], int(share) - (own[k] if table else 0))
-    planned = Plan(quality, table, refine)
+            spent = math.ceil(seen * own[k]) if table else 0
+            refine[k] = max(least[k], int(share) - spent)
+    planned = Plan(quality, held, table, refine)
     if quality in ("balanced", "best") and per_step == 1:
-        planned = _with_coarse(planned, teacher_steps, budgets, start, least)
+        planned = _with_coarse(planned, teacher_steps, budgets, start, least, seen)
     if budget is None or arguments.whole_number("budget", budget) >= planned.nfe:
         return planned
     needed = table + sum(least.values())
@@ -115,19 +134,25 @@ def plan(
     total = sum(refine.values())
     share = min(1.0, (budget - needed) / max(total - sum(least.values()), 1))
     refine = {k: least[k] + int(share * (refine[k] - least[k])) for k in refine}
-    return Plan(quality, table, refine)
+    return Plan(quality, held, table, refine)
 
 
 def _with_coarse(
-    planned: Plan, teacher_steps: int, budgets: Sequence[int], start: str, least: dict[int, int]
+    planned: Plan,
+    teacher_steps: int,
+    budgets: Sequence[int],
+    start: str,
+    least: dict[int, int],
+    seen: float,
 ) -> Plan:
-    """``planned`` with a part of its refinement spent on a search from coarse to fine."""
+    """``planned`` with a part of its refinement spent on a search from coarse to fine, on ``seen``
+    of the samples."""
     total = sum(planned.refine.values())
     room = total - sum(least.values())
     for stride in STRIDES:
         if stride > teacher_steps or -(-teacher_steps // stride) < max(budgets):
             break
-        cost = coarse.evaluations(teacher_steps, budgets, start, stride)
+        cost = math.ceil(seen * coarse.evaluations(teacher_steps, budgets, start, stride))
         if cost <= min(total / 2, room):
             share = (room - cost) / room
             rest = {k: least[k] + int(share * (n - least[k])) for k, n in planned.refine.items()}

@@ -18,7 +18,7 @@ from oss_ext.coarse import coarse_to_fine
 from oss_ext.metrics import Metric
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.plan import Plan, plan
+from oss_ext.plan import VALIDATION, Plan, plan
 from oss_ext.progress import progress_bar
 from oss_ext.refine import Refinement, refine
 from oss_ext.schedule import Objective, Schedule, aggregate_indices
@@ -33,9 +33,6 @@ STARTS = {
 
 DESCENTS = {"fast": 1, "balanced": 2, "best": 4}
 """How many starts, the best first, are refined as long as the budget lasts."""
-
-LEAST_SPLIT = 8
-"""Calibration samples from which on a quarter is left out, to check what refinement found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,23 +256,22 @@ def search(
     budgets = check_budgets(steps, trajectory.steps)
     compared = metrics.get(metric)
     objective = make_objective(scope, reduce, aggregate, start, compared.name)
-    per_step = solvers.get(solver).evaluations
+    samples, per_step = trajectory.samples, solvers.get(solver).evaluations
     planned = make_plan(
-        quality, scope, trajectory.steps, budgets, start, budget, off_grid, beam, per_step
-    )
+        quality, scope, trajectory.steps, budgets, start, off_grid=off_grid, samples=samples,
+        budget=budget, width=beam, per_step=per_step,
+    )  # fmt: skip
     if beam > 1 and (solver != "euler" or compared != metrics.XT):
         raise ValueError(
             f"beam: expected 1 with solver {solver!r} and metric {compared.name!r}, got {beam}"
         )
     trajectory.check_model(model)
-    begin, samples = time.perf_counter(), trajectory.samples
+    begin = time.perf_counter()
     if trajectory.states.is_cuda:
         torch.cuda.reset_peak_memory_stats(trajectory.states.device)
-    # Refinement is checked on samples that nothing before it has seen.
-    validation = 0.25 if planned.refine and samples >= LEAST_SPLIT else 0.0
-    seen = trajectory.first(samples - int(validation * samples))
+    seen = trajectory.first(samples - planned.held)
     table, coarse_table = None, None
-    with progress_bar("search", (planned.table + planned.coarse) * seen.samples, progress) as bar:
+    with progress_bar("search", (planned.table + planned.coarse) * samples, progress) as bar:
         evaluator = Evaluator(model, seen.samples, max_batch, bar.update)
         options: dict[str, Any] = {"reduce": objective.reduce, "start": start}
         if planned.table and beam > 1:
@@ -316,7 +312,7 @@ def search(
             start=start,
             budget=nfe,
             descents=descents,
-            validation=validation,
+            validation=VALIDATION if planned.held else 0.0,
             off_grid=off_grid,
             max_batch=max_batch,
             progress=progress,
@@ -336,18 +332,21 @@ def make_plan(
     teacher_steps: int,
     budgets: Sequence[int],
     start: str,
-    budget: int | None,
+    *,
     off_grid: bool,
-    beam: int = 1,
-    per_step: int = 1,
+    **measures: Any,
 ) -> Plan:
-    """The plan that the options of ``search`` describe; ``ValueError`` on a contradiction."""
+    """The plan that the options of ``search`` describe; ``ValueError`` on a contradiction.
+
+    Args:
+        measures: keywords of ``plan``.
+    """
     quality = quality or ("balanced" if scope == "joint" else "dp")
     if scope != "joint" and quality != "dp":
         raise ValueError(f"quality: expected 'dp' with scope {scope!r}, got {quality!r}")
     if off_grid and quality == "dp":
         raise ValueError("off_grid: expected a quality that refines, got 'dp'")
-    return plan(quality, teacher_steps, budgets, start, budget, beam, per_step)
+    return plan(quality, teacher_steps, budgets, start, **measures)
 
 
 def _starts(

@@ -17,8 +17,7 @@ from driver_cases import (
 )
 from oss_ext import beam, coarse, dp
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.plan import LEAST_RUNS, QUALITIES, plan
-from oss_ext.search import LEAST_SPLIT
+from oss_ext.plan import LEAST_RUNS, LEAST_SPLIT, QUALITIES, plan
 
 REFINING = QUALITIES[1:]
 each_quality = pytest.mark.parametrize("quality", REFINING)
@@ -70,6 +69,18 @@ def test_a_search_from_coarse_to_fine_takes_half_of_a_balanced_one_at_most() -> 
     assert plan("fast", 200, [10]).coarse == plan("dp", 200, [10]).coarse == 0
 
 
+@pytest.mark.parametrize("samples", [LEAST_SPLIT, 13, 16, 512])
+def test_dynamic_programmes_cost_less_where_samples_are_left_out(samples: int) -> None:
+    made, whole = plan("best", 200, [10], samples=samples), plan("best", 200, [10])
+    assert made.held == samples // 4
+    share = (samples - made.held) / samples
+    assert made.table == math.ceil(share * whole.table)
+    coarse_cost = coarse.evaluations(200, [10], "free", made.stride)
+    assert made.coarse == math.ceil(share * coarse_cost)
+    assert made.nfe == pytest.approx(whole.nfe, abs=2)  # refinement has what they do not take
+    assert plan("dp", 200, [10], samples=samples) == plan("dp", 200, [10])
+
+
 @each_quality
 def test_a_descent_is_never_given_less_than_it_needs(quality: str) -> None:
     assert plan(quality, 12, [4]).refine[4] >= LEAST_RUNS * 4
@@ -113,12 +124,15 @@ def test_a_budget_that_pays_for_nothing_is_refused(quality: str, needed: int) ->
 
 @each_quality
 @each_family
+@pytest.mark.parametrize("samples", [4, 9])
 @each_seed(1)
-def test_it_spends_what_was_said_and_counts_it(quality: str, family: str, seed: int) -> None:
-    model, trajectory = random_case(family, seed, steps=30, samples=4)
+def test_it_spends_what_was_said_and_counts_it(
+    quality: str, family: str, samples: int, seed: int
+) -> None:
+    model, trajectory = random_case(family, seed, steps=30, samples=samples)
     result = oss.search(model, trajectory, [3, 5], quality=quality)
     assert result.nfe <= result.plan.nfe
-    assert result.plan == plan(quality, 30, [3, 5])
+    assert result.plan == plan(quality, 30, [3, 5], samples=samples)
     for steps in (3, 5):
         schedule = result.schedule(steps)
         assert (schedule.steps, schedule.method) == (steps, "refined")
@@ -170,7 +184,7 @@ def test_without_a_table_other_budgets_are_refused(quality: str) -> None:
 @each_seed(2)
 def test_the_least_budget_is_enough(quality: str, seed: int) -> None:
     model, trajectory = random_case("mixture", seed, steps=20, samples=8)
-    least = sum(LEAST_RUNS * k for k in (3, 4)) + (plan(quality, 20, [4]).table)
+    least = sum(LEAST_RUNS * k for k in (3, 4)) + plan(quality, 20, [4], samples=8).table
     result = oss.search(model, trajectory, [3, 4], quality=quality, budget=least)
     assert result.nfe <= least
     assert result.schedule(4).method == "refined"

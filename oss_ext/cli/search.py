@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -120,8 +121,10 @@ def search(
     # Whatever can be wrong is found before the teacher takes its time.
     check_budgets(steps, teacher_steps)
     make_objective(scope, reduce, aggregate, start or "free")
-    limits = (start or "free", budget, off_grid, beam, solvers.get(solver).evaluations)
-    make_plan(quality, scope, teacher_steps, steps, *limits)
+    per_step = solvers.get(solver).evaluations
+    measures: dict[str, Any] = {"samples": samples, "budget": budget, "width": beam}
+    measures |= {"per_step": per_step, "off_grid": off_grid}
+    make_plan(quality, scope, teacher_steps, steps, start or "free", **measures)
     if host is not None and solver != "euler":
         raise click.UsageError(f"--solver: {host} takes its own steps; expected euler with --for")
     check_writable(out)
@@ -142,8 +145,7 @@ def search(
     if len(times) - 1 < teacher_steps:
         click.echo(f"note: the teacher's grid has {len(times) - 1} steps", err=True)
     check_budgets(steps, len(times) - 1)
-    limits = (start or "free", *limits[1:])
-    planned = make_plan(quality, scope, len(times) - 1, steps, *limits)
+    planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", **measures)
     if not quiet:
         evaluations = (len(times) - 1) * solvers.get(teacher_solver).evaluations
         click.echo(f"teacher: {evaluations} evaluations per sample; {planned}", err=True)
