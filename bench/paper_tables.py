@@ -2,6 +2,9 @@
 
     python bench/paper_tables.py                              # all, on the bundled digits
     python bench/paper_tables.py --model analytic --tables 2 figure-6
+    python bench/paper_tables.py --model examples/power_spectra.py:calibration \
+      --judge examples/power_spectra.py:unseen --grid edm --max-batch 16 \
+      --tables figure-6 --solvers euler dpmpp-2m
 
 Networks and data are others than the paper's, so its figures stand beside ours for their order
 alone: which of two is above the other, and by about how much. Where ours say something else, the
@@ -14,6 +17,7 @@ import argparse
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,28 +34,51 @@ Lines = list[str]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A network, and the noise of two sets of samples: to search with and to judge by."""
+    """A network and two sets of samples: to search with and to judge by.
+
+    Attributes:
+        model, judge: the network with what each set is conditioned on.
+        samples, held_out: their sizes.
+        grid: of the teachers, where a table does not name it.
+        solvers: of figure 6.
+    """
 
     model: Model
-    calibration: Tensor
-    held_out: Tensor
+    judge: Model
+    samples: int
+    held_out: int
+    grid: str
+    solvers: Sequence[str]
+    max_batch: int | None
     made: dict[tuple[str, int, str], list[oss.Trajectory]] = field(default_factory=dict)
 
     def teachers(
-        self, grid: str = "own", steps: int = 200, solver: str = "euler"
+        self, grid: str | None = None, steps: int = 200, solver: str = "euler"
     ) -> list[oss.Trajectory]:
         """Of both sets, made once."""
-        model, key = self.model, (grid, steps, solver)
+        grid = grid or self.grid
+        key = (grid, steps, solver)
         if key not in self.made:
-            times = model.times(steps) if grid == "own" else GRIDS[grid](model.path, steps)
+            path = self.model.path
+            times = self.model.times(steps) if grid == "own" else GRIDS[grid](path, steps)
+            start = float(times[-1])
             self.made[key] = [
-                oss.teacher(model, noise, times=times, solver=solver, keep_x0=True)
-                for noise in (self.calibration, self.held_out)
-            ]
+                oss.teacher(model, model.noise(count, seed, start=start), times=times,
+                            solver=solver, keep_x0=True, max_batch=self.max_batch)
+                for seed, (model, count) in enumerate(
+                    [(self.model, self.samples), (self.judge, self.held_out)]
+                )
+            ]  # fmt: skip
         return self.made[key]
 
+    def searched(self, teacher: oss.Trajectory, steps: int | list[int], **options: Any) -> Any:
+        return oss.search(self.model, teacher, steps, max_batch=self.max_batch, **options)
+
     def judged(self, schedule: oss.Schedule, target: oss.Trajectory) -> oss.evaluate.Score:
-        (score,) = oss.compare(self.model, target, {"": schedule})
+        """On held-out samples; on the calibration's where ``target`` is theirs."""
+        own = any(target is calibration for calibration, _ in self.made.values())
+        model = self.model if own else self.judge
+        (score,) = oss.compare(model, target, {"": schedule}, max_batch=self.max_batch)
         return score
 
 
@@ -75,7 +102,7 @@ def table_2(case: Case) -> Lines:
     rows, holds = [], []
     for grid in grids:
         teacher, _ = case.teachers(grid)
-        found = oss.search(case.model, teacher, list(budgets), scope="instance")
+        found = case.searched(teacher, list(budgets), scope="instance")
         assert found.table is not None
         for k in budgets:
             naive = case.judged(baselines.uniform(teacher, k), teacher).mean_psnr
@@ -91,17 +118,17 @@ def table_2(case: Case) -> Lines:
 def table_3(case: Case) -> Lines:
     """Teachers of more and fewer steps, judged by the one of the most."""
     counts, k = (100, 200, 500), 20
-    _, target = case.teachers("own", counts[-1])
+    _, target = case.teachers(steps=counts[-1])
     rows = []
     for n in counts:
-        teacher, held_out = case.teachers("own", n)
-        found = oss.search(case.model, teacher, k, scope="instance", aggregate="mean")
+        teacher, held_out = case.teachers(steps=n)
+        found = case.searched(teacher, k, scope="instance", aggregate="mean")
         own = (held_out.final - target.final).double().square().flatten(1).mean(dim=1)
         instance = [
             oss.sample(case.model, teacher.noise, schedule)[b]
             for b, schedule in enumerate(found.schedules(k))
         ]
-        finest, _ = case.teachers("own", counts[-1])
+        finest, _ = case.teachers(steps=counts[-1])
         apart = (torch.stack(instance) - finest.final).double().square().flatten(1).mean(dim=1)
         average = case.judged(found.schedule(k), target).mean_psnr
         against = mean_psnr(own, target) if n < counts[-1] else "-"
@@ -117,7 +144,7 @@ def table_4(case: Case) -> Lines:
     teacher, held_out = case.teachers()
     rows = []
     for name in oss.metrics.METRICS:
-        found = oss.search(case.model, teacher, [10, 5], quality="dp", metric=name)
+        found = case.searched(teacher, [10, 5], quality="dp", metric=name)
         rows.append([name, *(case.judged(found.schedule(k), held_out).mean_psnr for k in (10, 5))])
     best = max(rows, key=lambda row: float(row[1]))[0]
     said = verdict("x0 above xt (22.45 and 18.54 dB)", [best == "x0"])
@@ -132,7 +159,7 @@ def table_6(case: Case) -> Lines:
     for name in ("karras", "uniform", "flow-shift", "dm", "gits", "oss-mean"):
         made = [baselines.BASELINES[name].make(calibration, k) for k in (10, 5)]
         values[name] = [case.judged(s, held_out).mean_psnr for s in made]
-    found = oss.search(case.model, teacher, [10, 5])
+    found = case.searched(teacher, [10, 5])
     values["ours, balanced"] = [case.judged(found.schedule(k), held_out).mean_psnr for k in (10, 5)]
     rows = [[name, *figures] for name, figures in values.items()]
     others = [v for name, v in values.items() if name not in ("oss-mean", "ours, balanced")]
@@ -144,11 +171,11 @@ def table_6(case: Case) -> Lines:
 
 def figure_6(case: Case) -> Lines:
     """Solver and schedule: each adds to the other. The teacher is of second order."""
-    teacher, held_out = case.teachers("own", 200, "dpmpp-2m")
+    teacher, held_out = case.teachers(solver="dpmpp-2m")
     grids = ("uniform", "time-uniform", "logsnr", "karras", "flow-shift")
     calibration = baselines.Calibration(case.model, teacher, 10)
     rows, searched, usual = [], {}, {}
-    for solver in ("euler", "dpmpp-2m", "dpmpp-3m", "unipc-3"):
+    for solver in case.solvers:
         for k in (5, 10):
             scores = {}
             for grid in grids:
@@ -156,14 +183,14 @@ def figure_6(case: Case) -> Lines:
                 plain = replace(made, solver=solver)
                 scores[grid] = case.judged(plain, held_out)
             best = max(scores, key=lambda grid: scores[grid].psnr_of_mean)
-            found = oss.search(case.model, teacher, k, solver=solver).schedule(k)
+            found = case.searched(teacher, k, solver=solver).schedule(k)
             score = case.judged(found, held_out)
             searched[solver, k], usual[solver, k] = score.psnr_of_mean, scores[best].psnr_of_mean
             rows.append(
                 [solver, str(k), best, usual[solver, k], score.psnr_of_mean,
                  scores[best].mean_psnr, score.mean_psnr]
             )  # fmt: skip
-    high = ("dpmpp-2m", "dpmpp-3m", "unipc-3")
+    high = [solver for solver in case.solvers if solver != "euler"]
     best_at_10 = max(searched[solver, 10] for solver in high)
     gains = {k: max(searched[s, k] - usual[s, k] for s in high) for k in (5, 10)}
     head = ["solver", "steps", "best usual grid", "PSNR of mean error", "searched",
@@ -185,19 +212,39 @@ TABLES: dict[str, Callable[[Case], Lines]] = {
 }  # fmt: skip
 
 
+SOLVERS = ("euler", "dpmpp-2m", "dpmpp-3m", "unipc-3")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="digits", choices=["digits", "analytic"])
+    parser.add_argument("--model", default="digits", metavar="NAME|FILE.py:FUNCTION")
+    parser.add_argument(
+        "--judge",
+        metavar="NAME|FILE.py:FUNCTION",
+        help="the network with what the held-out samples are conditioned on; "
+        "default: the model itself",
+    )
+    parser.add_argument("--grid", choices=["own", *GRIDS], default="own")
+    parser.add_argument(
+        "--solvers",
+        nargs="+",
+        choices=list(oss.solvers.SOLVERS),
+        metavar="NAME",
+        default=SOLVERS,
+        help=f"of figure 6: euler and others; default: {' '.join(SOLVERS)}",
+    )
+    parser.add_argument("--max-batch", type=int)
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--samples", type=int, default=16, help="calibration samples")
     parser.add_argument("--held-out", type=int, default=64)
     options = parser.parse_args()
     model = oss.models.load(options.model)
-    noise = [model.noise(n, s) for s, n in enumerate((options.samples, options.held_out))]
-    case = Case(model, noise[0], noise[1])
-    print(f"{options.model}, {options.samples} calibration and {options.held_out} held-out samples;"
-          f" {cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python "
-          f"{platform.python_version()}", flush=True)  # fmt: skip
+    judge = model if options.judge is None else oss.models.load(options.judge)
+    case = Case(model, judge, options.samples, options.held_out, options.grid, options.solvers,
+                options.max_batch)  # fmt: skip
+    print(f"{model.name}, grid {options.grid}, {options.samples} calibration and "
+          f"{options.held_out} held-out samples; {cpu_name()}, {torch.get_num_threads()} threads, "
+          f"torch {torch.__version__}, Python {platform.python_version()}", flush=True)  # fmt: skip
     for name in options.tables:
         title = (TABLES[name].__doc__ or "").split("\n")[0]
         print(f"\n## {name if name.startswith('figure') else f'table {name}'}: {title}\n")

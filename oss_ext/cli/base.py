@@ -26,6 +26,7 @@ from oss_ext.search import peak_memory
 from oss_ext.teacher import Trajectory
 
 PRESET = "preset:"
+DEFAULT_MODEL = "digits"
 
 
 class Budgets(click.ParamType):  # type: ignore[type-arg]
@@ -80,18 +81,21 @@ def _literal(text: str) -> Any:
 class Choice:
     """The model that a command's options describe."""
 
+    name: str | None
     pipeline: str | None
     prompts: Path | None
     options: dict[str, Any]
     pipeline_options: dict[str, Any]  # those that were given
 
-    def load(self, name: str) -> Model:
-        """The pipeline if one is given, else the model called ``name``."""
+    def load(self, name: str = DEFAULT_MODEL) -> Model:
+        """The pipeline or the model that is given, else the model called ``name``."""
+        if self.pipeline is not None and self.name is not None:
+            raise click.UsageError("--model: expected none beside --pipeline")
         if self.pipeline is None:
             given = [*self.pipeline_options] + ["prompts"] * (self.prompts is not None)
             if given:
                 raise click.UsageError(f"--{given[0]} belongs to --pipeline; use --set for models")
-            return models.load(name, **self.options)
+            return models.load(self.name or name, **self.options)
         if not sys.stderr.isatty():
             pipeline_load.hide_loading_bars()
         prompts = None if self.prompts is None else pipeline_load.read_prompts(self.prompts)
@@ -103,6 +107,13 @@ class Choice:
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that choose a model; the command gets them as one ``choice``."""
 
+    @click.option(
+        "--model",
+        "model_name",
+        metavar="NAME|FILE.py:FUNCTION",
+        help="Model, see `oss models`, or a function of yours that returns one. "
+        f"[default: SCHEDULE's own, or {DEFAULT_MODEL}]",
+    )
     @click.option(
         "--set",
         "options",
@@ -130,6 +141,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(
         *args: Any,
+        model_name: str | None,
         options: tuple[tuple[str, Any], ...],
         pipeline: str | None,
         prompts: Path | None,
@@ -144,7 +156,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         of_pipeline = {"scheduler": scheduler, "batch": batch, "dtype": dtype, "device": device,
                        "offload": offload, "lora": lora}  # fmt: skip
         given = {name: value for name, value in of_pipeline.items() if value not in (None, ())}
-        command(*args, choice=Choice(pipeline, prompts, dict(options), given), **rest)
+        command(*args, choice=Choice(model_name, pipeline, prompts, dict(options), given), **rest)
 
     return wrapped
 
@@ -183,12 +195,13 @@ def load_for(schedules: list[Schedule], choice: Choice, force: bool = False) -> 
     names = {schedule.model for schedule in searched}
     if len(names) > 1:
         raise click.UsageError(f"the schedules belong to different models: {sorted(names)}")
-    if choice.pipeline is None and (not names or next(iter(names)) not in models.MODELS):
+    named = next(iter(names), schedules[0].model)
+    if choice.pipeline is choice.name is None and named not in models.MODELS:
         raise click.UsageError(
-            f"the model {(names or {schedules[0].model}).pop()!r} is not a bundled one; give its "
-            "--pipeline"
+            f"the model {named!r} is not a bundled one; give its --pipeline, or --model "
+            "FILE.py:FUNCTION"
         )
-    model = choice.load(next(iter(names), ""))
+    model = choice.load(named)
     if names and model.name not in names and not force:
         raise click.UsageError(
             f"the schedule was searched for {names.pop()}, got {model.name}; --force goes on"

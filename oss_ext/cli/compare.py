@@ -58,8 +58,6 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 @click.option("--methods", type=Methods(),
               help="Also make and judge these: all, or some of "
               f"{', '.join(contest.METHODS)}.")  # fmt: skip
-@click.option("--model", "model_name", default="digits", show_default=True,
-              help="Model, where no SCHEDULE names it.")  # fmt: skip
 @model_options
 @click.option(
     "--steps", type=Budgets(), help="Budgets of --methods. [default: the files', or 5,10]"
@@ -90,7 +88,6 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 def compare(
     schedule_files: tuple[str, ...],
     methods: list[str] | None,
-    model_name: str,
     choice: Choice,
     steps: list[int] | None,
     calibration: int,
@@ -128,9 +125,7 @@ def compare(
     if amplitude and not any(s.amplitude for s in loaded):
         raise click.UsageError("--amplitude: expected a SCHEDULE that has it (oss search "
                                "--amplitude stores it), got none")  # fmt: skip
-    model, times, followed = _teacher_of(
-        loaded, choice, force, model_name, grid, teacher_steps, teacher_solver
-    )
+    model, times, followed = _teacher_of(loaded, choice, force, grid, teacher_steps, teacher_solver)
     if picture is not None:
         check_images("--picture", model)
     budgets = steps or [s.steps for s in loaded] or [5, 10]
@@ -194,14 +189,13 @@ def _teacher_of(
     loaded: list[Schedule],
     choice: Choice,
     force: bool,
-    model_name: str,
     grid: str,
     teacher_steps: int,
     teacher_solver: str,
 ) -> tuple[Model, torch.Tensor, str]:
     """The model, and the teacher's times and solver: those of the schedules, if there are any."""
     if not loaded:
-        model = choice.load(model_name)
+        model = choice.load()
         own = model.times(teacher_steps) if grid == "own" else None
         times = noise.GRIDS[grid](model.path, teacher_steps) if own is None else own
         return model, times, teacher_solver

@@ -34,8 +34,6 @@ from oss_ext.teacher import teacher as make_teacher
 
 
 @click.command()
-@click.option("--model", "model_name", default="digits", show_default=True,
-              help="Model; see `oss models`.")  # fmt: skip
 @model_options
 @click.option("--steps", type=Budgets(), default="5,10", show_default=True,
               help="Budgets to write a schedule for.")  # fmt: skip
@@ -84,7 +82,6 @@ from oss_ext.teacher import teacher as make_teacher
               show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
 @quiet_option
 def search(
-    model_name: str,
     choice: Choice,
     steps: list[int],
     samples: int,
@@ -128,7 +125,7 @@ def search(
     if host is not None and solver != "euler":
         raise click.UsageError(f"--solver: {host} takes its own steps; expected euler with --for")
     check_writable(out)
-    model = choice.load(model_name)
+    model = choice.load()
     times = (
         model.times(teacher_steps)
         if grid == "own"

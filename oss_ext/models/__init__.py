@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from oss_ext.models import analytic, digits
+from oss_ext.models import analytic, digits, files
 from oss_ext.models.base import Model
 from oss_ext.models.custom import from_callable
 from oss_ext.models.pipeline import from_folder, from_pipeline
@@ -20,17 +20,34 @@ MODELS: dict[str, Callable[..., Model]] = {
 
 
 def load(name: str, **options: Any) -> Model:
-    """The model called ``name``; options are those of its ``load`` function.
+    """The model called ``name``, or what a function of yours returns: ``FILE.py:FUNCTION``.
+
+    Args:
+        options: those of the model's ``load`` function, or of yours.
 
     Raises:
-        ValueError: an unknown name (the message lists the known ones) or a bad option.
+        FileNotFoundError: no such file.
+        ValueError: an unknown name (the message lists the known ones), a bad option, or a
+            function that does not return a ``Model``.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
-    known = inspect.signature(MODELS[name]).parameters
+    if name in MODELS:
+        make = MODELS[name]
+    elif files.is_file(name):
+        make = files.function(name)
+    else:
+        raise ValueError(
+            f"unknown model {name!r}; known models: {', '.join(MODELS)}, and FILE.py:FUNCTION"
+        )
+    known = inspect.signature(make).parameters
     for option in options:
         if option not in known:
             raise ValueError(
                 f"model {name!r} has no option {option!r}; its options: {', '.join(known)}"
             )
-    return MODELS[name](**options)
+    model = make(**options)
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model: expected {name!r} to return a Model, as oss_ext.models.from_callable makes "
+            f"it, got {type(model).__name__}"
+        )
+    return model

@@ -1,0 +1,116 @@
+"""Models that a user's own file makes: ``--model FILE.py:FUNCTION``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli_cases import Oss, assert_fails, assert_misused, files
+from driver_cases import one_thread  # noqa: F401
+from oss_ext.schedule import Schedule
+
+NETWORK = '''
+import torch
+
+class Network(torch.nn.Module):
+    """The velocity towards the weighted origin."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = torch.nn.Parameter(torch.tensor(rate))
+
+    def forward(self, x, t, sample):
+        return x * self.rate / (0.2 + t.view(-1, 1, 1, 1))
+'''
+MODEL = """
+from dataclasses import dataclass
+
+import oss_ext
+from network import Network
+
+@dataclass
+class Settings:
+    rate: float = 0.7
+
+def make(rate=0.7):
+    net = Network(Settings(rate).rate).requires_grad_(False)
+    return oss_ext.models.from_callable(net, (1, 4, 4), name="mine", data_range=2.0)
+
+def number():
+    return 3
+"""
+TINY = ("--samples=3", "--teacher-steps=8", "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def own_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``nets/mine.py`` and what it imports, and an interpreter that has seen neither."""
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/network.py").write_text(NETWORK)
+    (tmp_path / "nets/mine.py").write_text(MODEL)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "network", raising=False)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_network_of_ones_own_is_searched_judged_and_sampled(
+    oss: Oss, tmp_path: Path, absolute: bool
+) -> None:
+    model = f"--model={tmp_path if absolute else '.'}/nets/mine.py:make"
+    outcome = oss("search", model, *TINY, "--steps=2,3")
+    assert outcome.code == 0, outcome.err
+    assert {"schedules/mine-2.json", "schedules/mine-3.json"} <= files()
+    found = Schedule.load("schedules/mine-2.json")
+    assert (found.model, found.steps) == ("mine", 2)
+    outcome = oss("compare", "schedules/mine-2.json", model, "--samples=4", "--quiet")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "mine-2" in outcome.out
+    outcome = oss("sample", "schedules/mine-3.json", model, "--out=x.safetensors", "--quiet")
+    assert outcome.code == 0, outcome.err
+    outcome = oss("compare", model, "--methods=uniform,fast", "--steps=2", *TINY)
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+def test_options_of_the_function_change_the_network(oss: Oss) -> None:
+    assert oss("search", "--model=nets/mine.py:make", *TINY, "--steps=2").code == 0
+    other = ("--model=nets/mine.py:make", "--set=rate=0.9", "--samples=3", "--quiet")
+    outcome = oss("compare", "schedules/mine-2.json", *other)
+    assert outcome.code == 0
+    assert "searched with other weights" in outcome.err
+    assert_fails(oss("search", other[0], "--set=speed=1"), "no option 'speed'", "options: rate")
+
+
+def test_a_schedule_of_it_asks_for_it(oss: Oss) -> None:
+    assert oss("search", "--model=nets/mine.py:make", *TINY, "--steps=2").code == 0
+    outcome = oss("compare", "schedules/mine-2.json")
+    assert_misused(outcome, "'mine' is not a bundled one", "--model FILE.py:FUNCTION")
+    outcome = oss("compare", "schedules/mine-2.json", "--model=digits")
+    assert_misused(outcome, "searched for mine, got digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("nets/none.py:make", ("no such file", "nets/none.py")),
+        ("nets/mine.py", ("expected nets/mine.py:FUNCTION, one of make, number",)),
+        ("nets/mine.py:mak", ("one of make, number, got 'nets/mine.py:mak'",)),
+        ("nets/mine.py:Network", ("one of make, number",)),
+        ("nets/mine.py:number", ("expected", "to return a Model", "got int")),
+        ("mine", ("unknown model 'mine'", "digits, analytic, and FILE.py:FUNCTION")),
+    ],
+)
+def test_what_makes_no_model_is_a_clear_error(oss: Oss, name: str, parts: tuple[str, ...]) -> None:
+    assert_fails(oss("search", f"--model={name}", *TINY, "--steps=2"), *parts)
+    assert not Path("schedules").exists()
+
+
+def test_a_file_may_be_called_like_a_package(oss: Oss) -> None:
+    Path("nets/mine.py").rename("nets/torch.py")
+    assert oss("search", "--model=nets/torch.py:make", *TINY, "--steps=2").code == 0
+
+
+def test_a_pipeline_and_a_model_exclude_each_other(oss: Oss) -> None:
+    outcome = oss("search", "--model=digits", "--pipeline=here", "--quiet")
+    assert_misused(outcome, "--model: expected none beside --pipeline")
