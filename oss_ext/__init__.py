@@ -11,6 +11,7 @@ images = oss.sample(model, model.noise(8, seed=1), result.schedule(10))
 from oss_ext import baselines, contest, export, metrics, models, noise, ops, solvers
 from oss_ext.calibrate import calibrate
 from oss_ext.evaluate import compare
+from oss_ext.groups import search_groups
 from oss_ext.plan import plan
 from oss_ext.refine import Refinement, exhaustive, refine
 from oss_ext.sampling import sample
@@ -40,6 +41,7 @@ __all__ = [
     "refine",
     "sample",
     "search",
+    "search_groups",
     "solvers",
     "teacher",
 ]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from oss_ext import dp
@@ -86,7 +85,7 @@ def make(
     if sharing:
         on_method("the paths of every sample")
     begin = time.perf_counter()
-    spread = _spread(calibration, budgets) if sharing else {}
+    spread = {k: calibration.table.paths(k) for k in budgets} if sharing else {}
     table_seconds = time.perf_counter() - begin
     contenders, table = [], None
     for budget, name in itertools.product(budgets, names):
@@ -143,8 +142,3 @@ def judge(
         )  # fmt: skip
         scores.append(replace(score, images=score.images[:SHOWN].clone()))
     return scores
-
-
-def _spread(calibration: Calibration, budgets: Sequence[int]) -> dict[int, Tensor]:
-    samples = range(calibration.trajectory.samples)
-    return {k: torch.tensor([calibration.table.backtrack(k, b) for b in samples]) for k in budgets}

@@ -40,7 +40,8 @@ class SearchResult:
     """Schedules for the budgets asked for, and what they cost.
 
     Attributes:
-        trajectory: the teacher searched against.
+        trajectory: the teacher searched against; of a search in groups, the first one's.
+        samples: calibration samples.
         objective: what was minimised.
         steps: the budgets asked for, ascending.
         plan: what the search was to spend.
@@ -56,6 +57,7 @@ class SearchResult:
     """
 
     trajectory: Trajectory
+    samples: int
     objective: Objective
     steps: tuple[int, ...]
     plan: Plan
@@ -88,20 +90,29 @@ class SearchResult:
                 "an instance search has a schedule per sample: use schedules(steps), or search "
                 "with aggregate='mean' or 'median'"
             )
-        paths = [table.backtrack(steps, b) for b in range(self.trajectory.samples)]
+        paths = table.paths(steps).tolist()
         # An averaged path was never run, so it has no cost yet, and the solver's usual orders.
         return self._build(aggregate_indices(paths, self.objective.aggregate), None)
 
     def schedules(self, steps: int) -> list[Schedule]:
         """One schedule per sample; the same one for all after a joint search."""
         if self.objective.scope == "joint":
-            return [self.schedule(steps)] * self.trajectory.samples
+            return [self.schedule(steps)] * self.samples
         table = self._table(steps)
-        paths = [table.backtrack(steps, b) for b in range(self.trajectory.samples)]
         return [
-            self._build(rows, float(table.cost[steps - 1, 0, b]), table.orders(rows, b))
-            for b, rows in enumerate(paths)
+            self._build(tuple(rows), float(table.cost[steps - 1, 0, b]), table.orders(rows, b))
+            for b, rows in enumerate(table.paths(steps).tolist())
         ]
+
+    def spread(self, steps: int) -> Tensor:
+        """The rows that every sample's own schedule takes, int64 ``[B, steps + 1]``, noise first.
+
+        Raises:
+            ValueError: a budget that was not searched, or a joint search, which has one schedule.
+        """
+        if self.objective.scope == "joint":
+            raise ValueError("scope: expected an instance search, got a joint one")
+        return self._table(steps).paths(steps)
 
     def cost(self, steps: int) -> float:
         """Mean squared error of the final state after exactly ``steps`` steps, over the samples.
@@ -159,7 +170,7 @@ class SearchResult:
         o, t = self.objective, self.trajectory
         how = f"{self.plan.quality}, {o.scope}, {o.aggregate or o.reduce}, {o.start} start"
         lines = [
-            f"{t.model}: {t.samples} samples, teacher {t.steps} steps ({t.solver}), {how}, "
+            f"{t.model}: {self.samples} samples, teacher {t.steps} steps ({t.solver}), {how}, "
             f"student {self.solver}",
             f"{t.nfe} + {self.nfe} model evaluations per sample (teacher + search), "
             f"in blocks of {self.block}; {t.seconds:.1f} + {self.seconds:.1f} s; "
@@ -172,6 +183,12 @@ class SearchResult:
             fewer = self.cheaper(steps)
             note = f"  ({fewer} steps cost less: {self.cost(fewer):.3e})" if fewer else ""
             lines.append(f"{steps:3d} steps: mean squared error {self.cost(steps):.3e}{note}")
+            if o.scope == "instance" and self.samples > 1:
+                apart = self.spread(steps)[:, :-1].double().std(dim=0)
+                lines.append(
+                    f"          samples' own steps vary by {float(apart.mean()):.1f} teacher rows "
+                    f"(standard deviation), the worst by {float(apart.max()):.1f}"
+                )
         return "\n".join(lines)
 
 
@@ -285,6 +302,7 @@ def search(
             coarse_table = coarse_to_fine(evaluator, seen, budgets, stride=stride, **options)
     result = SearchResult(
         trajectory=trajectory,
+        samples=samples,
         objective=objective,
         steps=tuple(budgets),
         plan=planned,

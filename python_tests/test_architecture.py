@@ -26,7 +26,7 @@ FLOORS = (
     ("refine", "evaluate", "coarse", "beam"),
     ("baselines", "plan"),
     ("search",),
-    ("runs",),
+    ("runs", "groups"),
     ("contest",),
     ("report",),
     ("__init__",),  # the public face

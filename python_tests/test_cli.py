@@ -53,7 +53,7 @@ def test_an_instance_search_writes_a_schedule_per_sample(oss: Oss) -> None:
     }
     outcome = oss("search", *TINY, "--steps=2", "--scope=instance", "--aggregate=mean", "--out=m")
     assert outcome.code == 0
-    assert files("m") == {"analytic-2.json", "schedules.png", *RUN_FILES}
+    assert files("m") == {"analytic-2.json", "schedules.png", "spread.png", *RUN_FILES}
     schedule = Schedule.load("m/analytic-2.json")
     assert schedule.objective is not None
     assert schedule.objective.aggregate == "mean"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from oss_ext.cli.base import (
     solver_option,
     teacher_solver_option,
 )
+from oss_ext.groups import in_groups, search_groups
 from oss_ext.plan import QUALITIES
-from oss_ext.report import plot_schedules
+from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.runs import Contender
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS
 from oss_ext.search import SearchResult, check_budgets, make_objective, make_plan
@@ -57,6 +59,8 @@ from oss_ext.teacher import teacher as make_teacher
               "[default: log_mean]")  # fmt: skip
 @click.option("--aggregate", type=click.Choice(AGGREGATES),
               help="Instance search: write the mean or median schedule.")  # fmt: skip
+@click.option("--group", type=click.IntRange(1), metavar="N",
+              help="Instance search: N samples at a time, in the memory of N.")  # fmt: skip
 @click.option("--start", type=click.Choice(STARTS),
               help="Whether the first step may start below the teacher's first time. "
               "[default: free]")  # fmt: skip
@@ -95,6 +99,7 @@ def search(
     scope: str,
     reduce: str | None,
     aggregate: str | None,
+    group: int | None,
     start: str | None,
     host: str | None,
     shift: float,
@@ -118,6 +123,9 @@ def search(
     # Whatever can be wrong is found before the teacher takes its time.
     check_budgets(steps, teacher_steps)
     make_objective(scope, reduce, aggregate, start or "free")
+    if group is not None and scope != "instance":
+        raise click.UsageError("--group: a joint search compares all samples at every step; "
+                               "expected --scope instance")  # fmt: skip
     per_step = solvers.get(solver).evaluations
     measures: dict[str, Any] = {"samples": samples, "budget": budget, "width": beam}
     measures |= {"per_step": per_step, "off_grid": off_grid}
@@ -147,48 +155,63 @@ def search(
         evaluations = (len(times) - 1) * solvers.get(teacher_solver).evaluations
         click.echo(f"teacher: {evaluations} evaluations per sample; {planned}", err=True)
     initial = model.noise(samples, seed, start=float(times[-1]))
-    trajectory = make_teacher(
-        model,
-        initial,
+    teach = functools.partial(
+        make_teacher,
         times=times,
         solver=teacher_solver,
         max_batch=max_batch,
         keep_x0=metrics.get(metric).needs_x0,
-        progress=not quiet,
     )
-    result = search_schedules(
-        model,
-        trajectory,
-        steps,
-        quality=quality,
-        budget=budget,
-        scope=scope,
-        reduce=reduce,
-        aggregate=aggregate,
-        start=start or "free",
-        solver=solver,
-        fixed_order=fixed_order,
-        metric=metric,
-        beam=beam,
-        off_grid=off_grid,
-        max_batch=max_batch,
-        progress=not quiet,
-    )
+    options: dict[str, Any] = {
+        "quality": quality,
+        "budget": budget,
+        "reduce": reduce,
+        "aggregate": aggregate,
+        "start": start or "free",
+        "solver": solver,
+        "fixed_order": fixed_order,
+        "metric": metric,
+        "beam": beam,
+        "off_grid": off_grid,
+        "max_batch": max_batch,
+        "progress": not quiet,
+    }
+    if group is None:
+        trajectory = teach(model, initial, progress=not quiet)
+        result = search_schedules(model, trajectory, steps, scope=scope, **options)
+    else:
+        result = search_groups(model, initial, steps, group=group, teach=teach, **options)
+        trajectory = result.trajectory
     click.echo(result.summary())
     found = _contenders(result, model.name)
     if amplitude is not None:
-        found = [
-            replace(c, schedule=calibrate(trajectory, c.schedule, levels=amplitude))
-            for c in found
-            if c.schedule is not None
-        ]
-    run = run_of(model, trajectory, found, table=result.mean_cost())
+        for n, c in enumerate(found):
+            assert c.schedule is not None
+            # Groups have their teachers made once more: there was never room for all.
+            teachers = (teach(*part) for part in in_groups(model, initial, group or samples))
+            calibrated = calibrate(
+                [trajectory] if group is None else teachers, c.schedule, levels=amplitude
+            )
+            found[n] = replace(c, schedule=calibrated)
+    each = result.objective.scope == "instance"
+    spread = {count: result.spread(count) for count in result.steps} if each else {}
+    run = run_of(
+        model, trajectory, found, table=result.mean_cost(), spread=spread,
+        calibration=result.samples,
+    )  # fmt: skip
     run.save(out)
     plotted = {c.name: c.schedule for c in run.contenders if c.schedule is not None}
     plotted |= {f"uniform {count}": uniform(trajectory, count) for count in result.steps}
     plotted = dict(sorted(plotted.items(), key=lambda item: item[1].steps))
     plot_schedules(plotted, out / "schedules.png")
-    click.echo(f"wrote {len(run.contenders)} schedules and schedules.png to {out}")
+    pictures = ["schedules.png"]
+    if aggregate is not None:
+        averaged = {c.name: c.schedule for c in found if c.schedule is not None}
+        around = {c.name: spread[c.steps] for c in found}
+        plot_spread(averaged, around, out / "spread.png")
+        pictures.append("spread.png")
+    wrote = [f"{len(run.contenders)} schedules", *pictures]
+    click.echo(f"wrote {', '.join(wrote[:-1])} and {wrote[-1]} to {out}")
 
 
 def _contenders(result: SearchResult, model: str) -> list[Contender]:

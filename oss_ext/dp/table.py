@@ -52,6 +52,10 @@ class Table:
                 raise ValueError(f"steps: expected a budget with a finite path, got {steps}")
         return tuple(reversed(rows))
 
+    def paths(self, steps: int) -> Tensor:
+        """``backtrack`` of every sample of an instance search, int64 ``[B, steps + 1]``."""
+        return torch.tensor([self.backtrack(steps, b) for b in range(self.parent.shape[2])])
+
     def orders(self, rows: Sequence[int], sample: int = 0) -> tuple[int, ...]:
         """The orders of the steps along ``rows``, a path that ``backtrack`` gave; () for Euler."""
         if self.order is None:

@@ -1,0 +1,129 @@
+"""A search over more samples than fit at once, a group of them at a time (paper: OSS-ave)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oss_ext import arguments, dp
+from oss_ext.models.base import Model
+from oss_ext.models.evaluation import NonFiniteError
+from oss_ext.progress import progress_bar
+from oss_ext.search import SearchResult, search
+from oss_ext.teacher import Trajectory, teacher
+
+GROUP = 16
+"""Samples at a time, unless it is said."""
+
+
+def in_groups(model: Model, noise: Tensor, group: int) -> Iterator[tuple[Part, Tensor]]:
+    """``noise`` ``[B, *dims]`` in groups of samples, each with the model as it is for them.
+
+    Raises:
+        ValueError: bad arguments; a group that parts what the model evaluates together.
+    """
+    arguments.whole_number("group", group)
+    model.check_noise(noise)
+    if model.slots and group % model.slots:
+        raise ValueError(
+            f"group: expected a multiple of {model.slots}, which the model evaluates together, "
+            f"got {group}"
+        )
+    for start in range(0, len(noise), group):
+        yield Part(model, start), noise[start : start + group]
+
+
+def search_groups(
+    model: Model,
+    noise: Tensor,
+    steps: int | Sequence[int],
+    *,
+    group: int = GROUP,
+    teach: Callable[[Model, Tensor], Trajectory] = teacher,
+    progress: bool = False,
+    **options: Any,
+) -> SearchResult:
+    """``search(scope="instance")`` over any number of samples in the memory of a group of them.
+
+    Schedules of samples do not depend on one another, so each group has its teacher made, is
+    searched, and leaves only its table behind. The paper averages the schedules of 512 samples.
+
+    Args:
+        model: the velocity model.
+        noise: initial states ``[B, *dims]``.
+        steps: a budget or several.
+        group: samples at a time; the last group may have fewer.
+        teach: makes the teacher of a group, e.g. ``functools.partial(oss_ext.teacher, steps=100)``.
+        progress: show a progress bar, over samples.
+        options: those of ``search``, among them ``aggregate``; ``scope`` is ``instance``.
+
+    Returns:
+        The result as of one search. Its ``trajectory`` is the first group's.
+
+    Raises:
+        ValueError: bad arguments; a group that parts what the model evaluates together.
+        NonFiniteError: no finite path is left; the message names time and sample.
+    """
+    begin, samples = time.perf_counter(), len(noise)
+    first: SearchResult | None = None
+    tables, nfe, seconds = [], 0, 0.0
+    with progress_bar("samples", samples, progress, unit="sample") as bar:
+        for part, states in in_groups(model, noise, group):
+            try:
+                trajectory = teach(part, states)
+                found = search(part, trajectory, steps, scope="instance", **options)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}, counted from sample {part.first}") from error
+            assert found.table is not None
+            tables.append(found.table)
+            first = first or found
+            nfe, seconds = max(nfe, found.nfe), seconds + trajectory.seconds
+            bar.update(len(states))
+    assert first is not None
+    return replace(
+        first,
+        trajectory=replace(first.trajectory, seconds=seconds),
+        samples=samples,
+        table=_joined(tables),
+        nfe=nfe,
+        seconds=time.perf_counter() - begin - seconds,
+        peak_bytes=max(first.peak_bytes, found.peak_bytes),
+    )
+
+
+def _joined(tables: Sequence[dp.Table]) -> dp.Table:
+    """One table of all their samples."""
+    orders = [table.order for table in tables if table.order is not None]
+    return dp.Table(
+        torch.cat([table.cost for table in tables], dim=2),
+        torch.cat([table.parent for table in tables], dim=2),
+        torch.cat(orders, dim=2) if orders else None,
+    )
+
+
+class Part(Model):
+    """``model``, whose first sample is sample ``first`` of the whole."""
+
+    def __init__(self, model: Model, first: int) -> None:
+        self._model, self.first = model, first
+        for name in ("name", "shape", "data_range", "dtype", "device", "path"):
+            setattr(self, name, getattr(model, name))
+        for name in ("one_time_per_call", "fixed_batch", "slots"):
+            setattr(self, name, getattr(model, name))
+
+    def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        return self._model(x, t, sample + self.first)
+
+    def fingerprint(self) -> str:
+        return self._model.fingerprint()
+
+    def times(self, steps: int) -> Tensor:
+        return self._model.times(steps)
+
+    def timesteps(self, times: Tensor) -> Tensor:
+        return self._model.timesteps(times)
