@@ -28,11 +28,14 @@ demo: $(built)  ## search schedules for the bundled digits model and show what t
 	$(bin)/oss compare out/demo/digits-5.json out/demo/digits-10.json --samples 64 \
 	  --picture out/demo/digits.png
 
+# As many processes as cores, which threads that wait by spinning would take from one another.
+pytest := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(bin)/pytest -q -n auto --dist worksteal
+
 test: $(built)  ## run the tests that take seconds
-	@$(bin)/pytest -q -m "not slow"
+	@$(pytest) -m "not slow"
 
 test-all: $(built)  ## run all tests
-	@$(bin)/pytest -q
+	@$(pytest)
 
 test-examples: $(built)  ## run the examples; fetches a network from the package index
 	@$(bin)/pytest -q python_tests/test_examples.py

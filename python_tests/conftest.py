@@ -18,6 +18,7 @@ from op_cases import Runner
 from oss_ext import cli, ops
 
 SEED = int(os.environ.get("OSS_TEST_SEED") or time.time_ns() % 2**32)
+os.environ["OSS_TEST_SEED"] = str(SEED)  # the processes of one run share it
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
