@@ -66,12 +66,12 @@ class OrderSteps:
         """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``."""
         device, (rows, samples) = self._state.device, live.shape
         columns = samples if self._reduce == "none" else 1
-        velocity = torch.empty_like(self._teacher)
-        self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
-        basis = [self._state, velocity, *self._outputs]
         self._taken += 1
         if self._targets is None or self._metric.varies:
             self._targets = self._metric.targets(self._teacher, self._x0, self._taken)
+        velocity = torch.empty_like(self._teacher)
+        self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
+        basis = [self._state, velocity, *self._outputs]
         compared, of_sources = self._metric.sources(Sources(basis, self._times, live, self._taken))
         fixed = self._fixed or of_sources is not None
         orders = self._orders(fixed)

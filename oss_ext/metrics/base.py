@@ -19,34 +19,80 @@ from oss_ext import arguments
 HOWS = ("first", "even", "random")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
-    """Which channels and frames of a sample are compared; of all of it, if nothing is said.
+    """Which elements of a sample are compared, and how much each counts; all alike by default.
+
+    The cost is the weighted mean square ``sum w d^2 / sum w`` over the part selected.
 
     Attributes:
         channels: how many of ``[C, ...]``.
         frames: how many of ``[C, F, H, W]``.
         how: ``first`` ones, ``even``ly spaced ones, or ``random`` ones, others at every step.
         seed: of the random ones.
+        weights: of a sample's elements, of a shape that broadcasts to its own; any real dtype,
+            finite, none below zero, one above. A mask is bool. What weighs nothing is never read.
+
+    Raises:
+        ValueError: an attribute that is not as it says here.
     """
 
     channels: int | None = None
     frames: int | None = None
     how: str = "first"
     seed: int = 0
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         arguments.one_of("how", self.how, HOWS)
         for name in ("channels", "frames"):
             if getattr(self, name) is not None:
                 arguments.whole_number(name, getattr(self, name))
+        if self.weights is not None:
+            _check_weights(self.weights)
+
+    def __str__(self) -> str:
+        """What is left out or weighed, as a metric's name says it; empty for all alike."""
+        counts = {"channels": self.channels, "frames": self.frames}
+        parts = [f"{self.how} {count} {name}" for name, count in counts.items() if count]
+        parts += ["weighted"] if self.weights is not None else []
+        return f"[{', '.join(parts)}]" if parts else ""
 
     def of(self, tensor: Tensor, step: int) -> Tensor:
-        """The part of ``tensor`` ``[T, B, *dims]`` for step ``step``: a view, unless random.
+        """What is compared of ``tensor`` ``[T, B, *dims]`` at step ``step``.
+
+        Returns:
+            Without weights the part selected: a view, unless random. With weights the K elements of
+            it that weigh something, ``[T, B, K]``, each times ``sqrt(K w / sum w)``: the mean
+            square of a difference is then the weighted one.
 
         Raises:
-            ValueError: more channels or frames than there are, or frames of what has none.
+            ValueError: more channels or frames than there are, or frames of what has none; weights
+                of another shape, or none above zero in the part selected.
         """
+        part = self._part(tensor, step)
+        if self.weights is None:
+            return part
+        dims = tensor.shape[2:]
+        try:
+            weights = self.weights.detach().expand(dims)
+        except RuntimeError:
+            raise ValueError(
+                f"weights: expected a shape that broadcasts to {tuple(dims)}, got "
+                f"{tuple(self.weights.shape)}"
+            ) from None
+        flat = self._part(weights[None, None], step).flatten().double().cpu()
+        kept = flat.nonzero().flatten()
+        if not len(kept):
+            raise ValueError(f"weights: expected one above zero in what step {step} compares")
+        # By the largest first: neither their sum nor a share of it leaves the range of float64.
+        share = flat[kept] / flat.max()
+        scale = (len(kept) * share / share.sum()).sqrt()
+        elements = part.flatten(2).index_select(2, kept.to(part.device))
+        return elements * scale.to(elements)
+
+    def _part(self, tensor: Tensor, step: int) -> Tensor:
+        """The channels and frames of ``tensor`` ``[T, B, *dims]``."""
         for dim, name, count in ((2, "channels", self.channels), (3, "frames", self.frames)):
             if count is None:
                 continue
@@ -66,6 +112,26 @@ class Selection:
                 chosen = torch.randperm(there, generator=generator)[:count].sort().values
                 tensor = tensor.index_select(dim, chosen.to(tensor.device))
         return tensor
+
+
+def _check_weights(weights: object) -> None:
+    """``ValueError`` unless ``weights`` are a tensor of finite values from 0 on, not all 0."""
+    got: object = type(weights).__name__
+    if isinstance(weights, Tensor) and weights.is_complex():
+        got = f"Tensor of {weights.dtype}"
+    elif isinstance(weights, Tensor):
+        values = weights.detach().double()
+        if not bool(values.isfinite().all()):
+            got = "NaN or inf"
+        elif bool((values < 0).any()):
+            got = f"{float(values.min()):g}"
+        elif bool((values > 0).any()):
+            return
+        else:
+            got = f"none in a tensor of shape {tuple(weights.shape)}"
+    raise ValueError(
+        f"weights: expected a tensor of finite values from 0 on and one above 0, got {got}"
+    )
 
 
 WHOLE = Selection()
@@ -92,14 +158,20 @@ class Metric(ABC):
     """Features of candidates and of the teacher.
 
     Attributes:
-        name: as an objective says it.
         needs_x0: whether the teacher must have kept its ``x0``.
-        varies: whether other features are compared at every step.
     """
 
-    name: str
     needs_x0 = False
-    varies = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As an objective says it."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether other features are compared at every step."""
+        return False
 
     @abstractmethod
     def sources(self, given: Sources) -> tuple[list[Tensor], Tensor | None]:

@@ -18,11 +18,14 @@ class DataMetric(Metric):
     """
 
     selection: Selection = WHOLE
-    name = "x0"
     needs_x0 = True
 
     @property
-    def varies(self) -> bool:  # type: ignore[override]
+    def name(self) -> str:
+        return f"x0{self.selection}"
+
+    @property
+    def varies(self) -> bool:
         return self.selection.how == "random"
 
     def sources(self, given: Sources) -> tuple[list[Tensor], Tensor | None]:

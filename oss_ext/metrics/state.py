@@ -14,10 +14,13 @@ class StateMetric(Metric):
     """``candidate - x[j]``, on the whole state or on the channels and frames selected."""
 
     selection: Selection = WHOLE
-    name = "xt"
 
     @property
-    def varies(self) -> bool:  # type: ignore[override]
+    def name(self) -> str:
+        return f"xt{self.selection}"
+
+    @property
+    def varies(self) -> bool:
         return self.selection.how == "random"
 
     def sources(self, given: Sources) -> tuple[list[Tensor], Tensor | None]:
