@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oss_ext import arguments, dp
 from oss_ext.models.base import Model
@@ -118,6 +118,13 @@ class Part(Model):
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
         return self._model(x, t, sample + self.first)
+
+    @property
+    def setting_up(self) -> bool:
+        return self._model.setting_up
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        return self._model.networks()
 
     def fingerprint(self) -> str:
         return self._model.fingerprint()

@@ -168,3 +168,24 @@ def test_a_block_has_at_least_one_row(max_batch: int) -> None:
 def test_a_block_is_a_whole_number(max_batch: Any) -> None:
     with pytest.raises(ValueError, match=r"^max_batch: expected .*, got"):
         Evaluator(random_mixture(0), 3, max_batch)
+
+
+@pytest.mark.parametrize("declared", [{}, {"slots": 2, "one_time_per_call": True}])
+@each_seed(1)
+def test_after_a_call_its_rows_and_their_places_are_said(
+    declared: dict[str, Any], seed: int
+) -> None:
+    model, calls = recorded(random_mixture(seed))
+    for name, value in declared.items():
+        setattr(model, name, value)
+    states, said = torch.randn(4, 3, *SHAPE, dtype=torch.float64), []
+
+    def then(rows: Tensor, places: Tensor) -> None:
+        call = calls[-1]
+        assert torch.equal(call.x[places], states[rows[:, 0], rows[:, 1]])
+        assert torch.equal(call.sample[places], rows[:, 1])
+        said.extend(rows.tolist())
+
+    evaluator = Evaluator(model, 3, max_batch=2)
+    evaluator.fill(torch.empty_like(states), states, TIMES, ROWS, then=then)
+    assert sorted(said) == sorted(ROWS.tolist())

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oss_ext import arguments
 from oss_ext.noise import FLOW, Path
@@ -52,6 +52,18 @@ class Model(abc.ABC):
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """A hash of everything that decides the velocities: weights, conditioning, guidance."""
+
+    @property
+    def setting_up(self) -> bool:
+        """Whether networks are called for the model's own sake just now, at no one's request."""
+        return False
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The torch modules that it evaluates, by the first part of the names of theirs; or none.
+
+        The empty name stands for a network whose modules are called as they are in it.
+        """
+        return {}
 
     def times(self, steps: int) -> Tensor:
         """The model's own teacher grid, ``[steps + 1]`` float64 ascending flow times."""

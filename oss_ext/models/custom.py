@@ -59,8 +59,12 @@ class CallableModel(Model):
         check_output(self.name, output, x, "output", hint)
         return output
 
+    def networks(self) -> dict[str, nn.Module]:
+        both = {"": self._network, "unconditional": self._unconditional}
+        return {name: fn for name, fn in both.items() if isinstance(fn, nn.Module)}
+
     def fingerprint(self) -> str:
-        networks = [fn for fn in (self._network, self._unconditional) if isinstance(fn, nn.Module)]
+        networks = self.networks().values()
         weights = [value for network in networks for value in network.state_dict().values()]
         settings = [self.path, self._predicts, self._sigma_data, self._guidance]
         return hash_of([self.name, self.shape, *settings, *weights])

@@ -11,7 +11,7 @@ from importlib import resources
 
 import torch
 from safetensors.torch import load as load_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from oss_ext import arguments
 from oss_ext.models.base import Model, hash_of
@@ -41,6 +41,9 @@ class Digits(Model):
         both = torch.cat([label, torch.full_like(label, NULL_LABEL)])
         v_label, v_null = self.net(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return v_null + self.guidance * (v_label - v_null)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"": self.net}
 
     def fingerprint(self) -> str:
         weights = self.net.state_dict()

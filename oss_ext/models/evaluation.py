@@ -57,6 +57,7 @@ class Evaluator:
         times: Tensor,
         rows: Tensor,
         samples: Tensor | None = None,
+        then: Callable[[Tensor, Tensor], object] = lambda rows, places: None,
     ) -> None:
         """Write ``out[i, b] = v(states[i, b], times[i])`` for every ``(i, b)`` in ``rows``.
 
@@ -67,6 +68,8 @@ class Evaluator:
             rows: ``[R, 2]`` int64 on the CPU.
             samples: ``[B]`` int64 on the CPU, which of the run's samples each column is; None: the
                 column's own number.
+            then: called after every model call with those of ``rows`` that it was made for, and
+                their places among the rows of the call.
         """
         samples = torch.arange(states.shape[1]) if samples is None else samples
         for block in self._blocks(rows, samples):
@@ -83,6 +86,7 @@ class Evaluator:
                 self.first_bad.setdefault(int(samples[b]), float(times[i]))
             row, column = block.to(states.device).unbind(1)
             out[row, column] = v.to(out.dtype)
+            then(block, place)
             self.nfe += len(block)
             self._on_progress(len(block))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oss_ext import arguments
 from oss_ext.hosts import original_of, read_host
@@ -44,6 +44,7 @@ class PipelineModel(Model):
     """
 
     slots: int
+    setting_up = False
 
     def __init__(
         self, pipe: Any, scheduler: Any, items: int, batch: int, call: Mapping[str, Any]
@@ -116,6 +117,10 @@ class PipelineModel(Model):
             states.append(state)
         return torch.cat(states)[:batch]
 
+    def networks(self) -> dict[str, nn.Module]:
+        components = getattr(self.pipe, "components", {})
+        return {name: c for name, c in components.items() if isinstance(c, nn.Module)}
+
     def fingerprint(self) -> str:
         return self._hash
 
@@ -139,7 +144,11 @@ class PipelineModel(Model):
             self._runs.pop(group).close()
         call = self.call(group, seeds or range(self.slots))
         call["num_inference_steps"] = steps or self._steps
-        run = Run(self.pipe, self._scheduler, call, self._encoded)
+        self.setting_up = True
+        try:
+            run = Run(self.pipe, self._scheduler, call, self._encoded)
+        finally:
+            self.setting_up = False
         self.nfe_probe += self.slots
         self._check_rows(run)
         self._runs[group] = run
