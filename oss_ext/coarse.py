@@ -33,6 +33,7 @@ def evaluations(
     start: str,
     stride: int,
     band: int | None = None,
+    evaluated: bool = False,
 ) -> int:
     """Model evaluations per sample that a search never exceeds (teacher not included).
 
@@ -40,19 +41,24 @@ def evaluations(
 
         dp.evaluations(n, M, start) + sum_{k=1..M} min(c(k) (2 band + 1), N - k + 1)
 
-    and 1 for the sum's first term with a pinned start.
+    and 1 for the sum's first term with a pinned start. A metric that is ``evaluated`` has in
+    ``dp.evaluations`` its own, takes ``dp.FEW`` times the sum's later terms, and one for every
+    teacher's state that these stand for, at most N - 1.
 
     Raises:
         ValueError: bad arguments, as ``coarse_to_fine`` has them.
     """
     wanted, band = _check(teacher_steps, budgets, stride, band)
     arguments.one_of("start", start, STARTS)
-    coarse = dp.evaluations(-(-teacher_steps // stride), wanted[-1], start)
+    coarse = dp.evaluations(-(-teacher_steps // stride), wanted[-1], start, evaluated=evaluated)
     fine = [
         min(sum(m >= k for m in wanted) * (2 * band + 1), teacher_steps - k + 1)
         for k in range(1, wanted[-1] + 1)
     ]
-    return coarse + sum(fine) - (fine[0] - 1 if start == "pinned" else 0)
+    first, later = 1 if start == "pinned" else fine[0], sum(fine[1:])
+    if evaluated:
+        first, later = first + min(later, teacher_steps - 1), dp.FEW * later
+    return coarse + first + later
 
 
 def coarse_to_fine(

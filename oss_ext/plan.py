@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from oss_ext import arguments, beam, coarse, dp
+from oss_ext.metrics import XT, Metric
 
 SHARES = {"fast": 1 / 5, "balanced": 1 / 2, "best": 3.0}
 """Of the paper's evaluations for a budget, teacher included, that a quality spends at most."""
@@ -74,6 +75,7 @@ def plan(
     budget: int | None = None,
     width: int = 1,
     per_step: int = 1,
+    metric: Metric = XT,
 ) -> Plan:
     """The plan of ``search(quality=...)``.
 
@@ -89,20 +91,22 @@ def plan(
         budget: evaluations per sample at most, all stages together; shortens refinement.
         per_step: model evaluations of a student's step. With more than one there is no search from
             coarse to fine.
+        metric: of dynamic programmes; one that evaluates candidates makes them cost more.
         width: states per row that the dynamic programme keeps; more is a beam, whose further
             evaluations come on top.
 
     Raises:
         ValueError: an unknown quality; a budget that does not pay for the dynamic programme and
-            ``LEAST_RUNS`` student runs per number of steps.
+            ``LEAST_RUNS`` student runs per number of steps; a metric that no dynamic programme
+            would compare by.
     """
     if quality not in QUALITIES:
         raise ValueError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}")
     if arguments.whole_number("beam", width) > 1 and quality not in ("dp", "best"):
         raise ValueError(f"beam: expected 1 with quality {quality!r}, got {width}")
     paper, own = (
-        {k: dp.evaluations(teacher_steps, k, start, evaluations) for k in budgets}
-        for evaluations in (1, per_step)
+        {k: dp.evaluations(teacher_steps, k, start, *options) for k in budgets}
+        for options in ((), (per_step, metric.evaluated))
     )
     split = quality in SHARES and arguments.whole_number("samples", samples) >= LEAST_SPLIT
     held = int(VALIDATION * samples) if split else 0
@@ -121,20 +125,25 @@ def plan(
             refine[k] = max(least[k], int(share) - spent)
     planned = Plan(quality, held, table, refine)
     if quality in ("balanced", "best") and per_step == 1:
-        planned = _with_coarse(planned, teacher_steps, budgets, start, least, seen)
-    if budget is None or arguments.whole_number("budget", budget) >= planned.nfe:
-        return planned
-    needed = table + sum(least.values())
-    if budget < needed:
+        planned = _with_coarse(planned, teacher_steps, budgets, start, least, seen, metric)
+    if budget is not None and arguments.whole_number("budget", budget) < planned.nfe:
+        needed = table + sum(least.values())
+        if budget < needed:
+            raise ValueError(
+                f"budget: expected at least {needed} evaluations per sample for quality "
+                f"{quality!r} and {list(budgets)} steps, got {budget}"
+            )
+        # The search from coarse to fine is dropped first, then refinement is shortened.
+        total = sum(refine.values())
+        share = min(1.0, (budget - needed) / max(total - sum(least.values()), 1))
+        refine = {k: least[k] + int(share * (refine[k] - least[k])) for k in refine}
+        planned = Plan(quality, held, table, refine)
+    if metric != XT and not planned.table and not planned.coarse:
         raise ValueError(
-            f"budget: expected at least {needed} evaluations per sample for quality {quality!r} "
-            f"and {list(budgets)} steps, got {budget}"
+            f"metric: expected 'xt' where quality {quality!r} runs no dynamic programme, got "
+            f"{metric.name!r}; 'dp' and 'best' run one"
         )
-    # The search from coarse to fine is dropped first, then refinement is shortened.
-    total = sum(refine.values())
-    share = min(1.0, (budget - needed) / max(total - sum(least.values()), 1))
-    refine = {k: least[k] + int(share * (refine[k] - least[k])) for k in refine}
-    return Plan(quality, held, table, refine)
+    return planned
 
 
 def _with_coarse(
@@ -144,6 +153,7 @@ def _with_coarse(
     start: str,
     least: dict[int, int],
     seen: float,
+    metric: Metric,
 ) -> Plan:
     """``planned`` with a part of its refinement spent on a search from coarse to fine, on ``seen``
     of the samples."""
@@ -152,7 +162,8 @@ def _with_coarse(
     for stride in STRIDES:
         if stride > teacher_steps or -(-teacher_steps // stride) < max(budgets):
             break
-        cost = math.ceil(seen * coarse.evaluations(teacher_steps, budgets, start, stride))
+        own = coarse.evaluations(teacher_steps, budgets, start, stride, evaluated=metric.evaluated)
+        cost = math.ceil(seen * own)
         if cost <= min(total / 2, room):
             share = (room - cost) / room
             rest = {k: least[k] + int(share * (n - least[k])) for k, n in planned.refine.items()}

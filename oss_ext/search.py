@@ -257,8 +257,10 @@ def search(
         solver: of the student, a name in ``oss_ext.solvers.SOLVERS``. A multistep one may take
             every step in its order or any lower one (paper Algorithm 2); the schedule says which.
         fixed_order: only the solver's usual orders, for hosts that cannot vary them.
-        metric: what dynamic programmes compare, a name or one of ``oss_ext.metrics``; refinement
-            lowers the error of the final state whatever it is.
+        metric: what dynamic programmes compare: a name (``xt``, ``x0``, ``x0-candidate``,
+            ``perceptual:MODULE``) or one of ``oss_ext.metrics``; refinement lowers the error of
+            the final state whatever it is. ``fast``, and often ``balanced``, run none: they take
+            ``xt`` only.
         beam: states per row that the dynamic programme of ``dp`` and ``best`` keeps; more cost as
             many times the evaluations. Euler and ``xt`` only.
         off_grid: knots may stand between the teacher's times, for hosts that take any time.
@@ -275,8 +277,8 @@ def search(
     objective = make_objective(scope, reduce, aggregate, start, compared.name)
     samples, per_step = trajectory.samples, solvers.get(solver).evaluations
     planned = make_plan(
-        quality, scope, trajectory.steps, budgets, start, off_grid=off_grid, samples=samples,
-        budget=budget, width=beam, per_step=per_step,
+        quality, scope, trajectory.steps, budgets, start, off_grid=off_grid, metric=compared,
+        samples=samples, budget=budget, width=beam, per_step=per_step,
     )  # fmt: skip
     if beam > 1 and (solver != "euler" or compared != metrics.XT):
         raise ValueError(

@@ -123,8 +123,8 @@ def test_first_order_alone_is_algorithm_1(reduce: str, seed: int) -> None:
     general = OrderSteps(Evaluator(model, SAMPLES), trajectory, euler, reduce, False, StateMetric())
     live = dp.first_sources(trajectory, reduce, "free")
     for _ in range(STEPS):
-        cost, parent, _ = fused.step(live)
-        again, same, order = general.step(live)
+        cost, parent, _ = fused.step(live, live)
+        again, same, order = general.step(live, live)
         assert torch.equal(again, cost)
         assert torch.equal(same, parent)
         assert torch.equal(order, (parent >= 0).long())

@@ -20,6 +20,7 @@ from driver_cases import (
     one_thread,  # noqa: F401
     random_case,
 )
+from metric_cases import case
 from oss_ext.models import from_callable
 from oss_ext.models.evaluation import NonFiniteError
 from oss_ext.runs import Run
@@ -55,6 +56,19 @@ def test_groups_change_no_bit(family: str, group: int, solver: str, seed: int) -
     assert torch.equal(parts.spread(2), whole.spread(2))
     assert (parts.nfe, parts.samples) == (whole.nfe, SAMPLES)
     assert f"{SAMPLES} samples" in parts.summary()
+
+
+@pytest.mark.parametrize("metric", ["x0-candidate", "perceptual:inner.1"])
+@each_seed(1)
+def test_metrics_evaluate_the_samples_of_the_group(metric: str, seed: int) -> None:
+    model, trajectory = case(seed, steps=STEPS, samples=SAMPLES)
+    teach = functools.partial(oss.teacher, times=trajectory.times, max_batch=1)
+    options: dict[str, Any] = {"metric": metric, "max_batch": 1}
+    noise = trajectory.noise
+    whole = oss.search(model, teach(model, noise), BUDGETS, scope="instance", **options)
+    parts = oss.search_groups(model, noise, BUDGETS, group=3, teach=teach, **options)
+    assert [s.indices for s in parts.schedules(4)] == [s.indices for s in whole.schedules(4)]
+    assert parts.nfe <= parts.plan.nfe
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "median"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import oss_ext as oss
-from driver_cases import each_seed, one_thread  # noqa: F401
+from driver_cases import dp_search, each_seed, one_thread  # noqa: F401
 from oss_ext.models import Model, from_callable
 from oss_ext.models.hidden import Hidden, find_module
 
@@ -187,3 +187,20 @@ def test_outputs_that_are_no_features_are_refused(make: Any, got: str) -> None:
 
     with pytest.raises(ValueError, match=rf"^metric: expected module 'odd' to give .* got {got}"):
         evaluate(from_callable(Outer(), SHAPE), "odd")
+
+
+def test_features_that_change_their_number_are_refused() -> None:
+    """A module that is called once more at some times."""
+
+    class Late(Net):
+        def forward(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+            if bool((t < 0.4).any()):
+                self.middle(x)
+            return self.middle(x)
+
+    model = from_callable(Late(), SHAPE, one_time_per_call=True)
+    with torch.no_grad():
+        trajectory = oss.teacher(model, model.noise(2), 8)
+    message = r"^metric: expected features of shape \(\d+,\) as before, got \(\d+,\)"
+    with pytest.raises(ValueError, match=message):
+        dp_search(model, trajectory, 3, metric="perceptual:middle")

@@ -10,7 +10,9 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from driver_cases import one_thread  # noqa: F401
+import oss_ext as oss
+from driver_cases import dp_search, one_thread  # noqa: F401
+from oss_ext import dp
 from oss_ext.models import from_pipeline
 from oss_ext.models.hidden import Hidden
 from pipelines import CASES, PROMPTS
@@ -58,3 +60,29 @@ def test_only_what_was_asked_for_is_heard_when_the_loop_begins_again(name: str) 
     expected = torch.cat([part.reshape(PROMPTS, -1) for part in rows.split(PROMPTS)], dim=1)
     assert len(rows) == times * PROMPTS
     assert all(torch.equal(features, expected) for features in heard)
+
+
+@each_pipeline
+def test_a_search_compares_what_a_pipelines_denoiser_sees(name: str) -> None:
+    _, model = make(name, steps=6)
+    trajectory = oss.teacher(model, model.noise(3, 0), steps=6)
+    module, _ = MODULES[name]
+    result = dp_search(model, trajectory, 2, metric=f"perceptual:{module}")
+    assert result.nfe <= dp.evaluations(6, 2, "free", evaluated=True)
+    schedule = result.schedule(2)
+    assert schedule.objective is not None
+    assert schedule.objective.metric == f"perceptual:{module}"
+    images = oss.sample(model, trajectory.noise, schedule)
+    errors = (images - trajectory.final).square().flatten(1).mean(dim=1)
+    assert float(errors.mean()) == pytest.approx(schedule.cost, rel=1e-5)
+    model.close()
+
+
+def test_a_part_that_is_not_evaluated_is_refused() -> None:
+    _, model = make("sd")
+    trajectory = oss.teacher(model, model.noise(2, 0), steps=4)
+    with pytest.raises(ValueError, match=r"^metric: expected module 'vae.decoder' to be called"):
+        dp_search(model, trajectory, 2, metric="perceptual:vae.decoder")
+    with pytest.raises(ValueError, match=r"such as .*unet.mid_block, .*got 'unet.midblock'"):
+        dp_search(model, trajectory, 2, metric="perceptual:unet.midblock")
+    model.close()

@@ -140,7 +140,7 @@ def test_parents_are_the_nearest_by_the_weighted_mean_square(
 
 @pytest.mark.parametrize(
     ("metric", "solver"),
-    [("xt", "euler"), ("xt", "dpmpp-2m"), ("x0", "euler"), ("x0", "dpmpp-2m")],
+    [("xt", "euler"), ("xt", "dpmpp-2m"), ("xt", "heun"), ("x0", "euler"), ("x0", "dpmpp-2m")],
 )
 @each_reduction
 @each_seed(1)

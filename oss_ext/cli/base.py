@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from oss_ext import models, presets, solvers
+from oss_ext import metrics, models, presets, solvers
 from oss_ext.amplitude import check_levels
 from oss_ext.machine import configuration
 from oss_ext.models import Model, pipeline_load
@@ -51,6 +51,18 @@ class Levels(click.ParamType):  # type: ignore[type-arg]
             return value
         try:
             return check_levels([float(part) for part in value.split(",")])
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class MetricName(click.ParamType):  # type: ignore[type-arg]
+    """A name that ``metrics.get`` knows."""
+
+    name = "METRIC"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> metrics.Metric:
+        try:
+            return metrics.get(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from oss_ext import export, metrics, noise, solvers
+from oss_ext import export, noise, solvers
 from oss_ext.amplitude import LEVELS
 from oss_ext.baselines import uniform
 from oss_ext.calibrate import calibrate
@@ -17,6 +17,7 @@ from oss_ext.cli.base import (
     Budgets,
     Choice,
     Levels,
+    MetricName,
     batch_option,
     check_writable,
     model_options,
@@ -26,6 +27,8 @@ from oss_ext.cli.base import (
     teacher_solver_option,
 )
 from oss_ext.groups import in_groups, search_groups
+from oss_ext.metrics import EvaluatedMetric, Metric
+from oss_ext.models.hidden import find_module
 from oss_ext.plan import QUALITIES
 from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.runs import Contender
@@ -50,8 +53,9 @@ from oss_ext.teacher import teacher as make_teacher
 @click.option("--fixed-order", is_flag=True,
               help="Only the student's solver's highest orders, for hosts that cannot vary "
               "them.")  # fmt: skip
-@click.option("--metric", type=click.Choice(list(metrics.METRICS)), default="xt",
-              show_default=True, help="What the dynamic programme compares.")  # fmt: skip
+@click.option("--metric", type=MetricName(), default="xt", show_default=True,
+              help="What the dynamic programme compares: xt, x0, x0-candidate, or "
+              "perceptual:MODULE of the network.")  # fmt: skip
 @click.option("--scope", type=click.Choice(SCOPES), default="joint", show_default=True,
               help="One schedule for all samples, or one each.")  # fmt: skip
 @click.option("--reduce", type=click.Choice(["log_mean", "mean"]),
@@ -95,7 +99,7 @@ def search(
     teacher_solver: str,
     solver: str,
     fixed_order: bool,
-    metric: str,
+    metric: Metric,
     scope: str,
     reduce: str | None,
     aggregate: str | None,
@@ -128,12 +132,14 @@ def search(
                                "expected --scope instance")  # fmt: skip
     per_step = solvers.get(solver).evaluations
     measures: dict[str, Any] = {"samples": samples, "budget": budget, "width": beam}
-    measures |= {"per_step": per_step, "off_grid": off_grid}
+    measures |= {"per_step": per_step, "off_grid": off_grid, "metric": metric}
     make_plan(quality, scope, teacher_steps, steps, start or "free", **measures)
     if host is not None and solver != "euler":
         raise click.UsageError(f"--solver: {host} takes its own steps; expected euler with --for")
     check_writable(out)
     model = choice.load()
+    if isinstance(metric, EvaluatedMetric) and metric.module is not None:
+        find_module(model, metric.module)
     times = (
         model.times(teacher_steps)
         if grid == "own"
@@ -160,7 +166,7 @@ def search(
         times=times,
         solver=teacher_solver,
         max_batch=max_batch,
-        keep_x0=metrics.get(metric).needs_x0,
+        keep_x0=metric.needs_x0,
     )
     options: dict[str, Any] = {
         "quality": quality,

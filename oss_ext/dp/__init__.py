@@ -9,7 +9,8 @@
 
 That is Algorithm 1. With a multistep solver (Algorithm 2) a source has a candidate of every order
 that its history allows, and the argmin is over (order, source). A singlestep one makes its steps
-from the few sources of every target that Euler finds the nearest.
+from the few sources of every target that Euler finds the nearest. A metric that takes evaluations
+at the candidates chooses from a few in the same way.
 
 Exactly k steps: row k of the table is the answer for the budget k, so one run to M steps holds
 the schedule of every budget up to M. A target without a finite candidate is dead and is no source
@@ -27,16 +28,16 @@ from oss_ext import arguments, solvers
 from oss_ext.dp.euler import EulerSteps
 from oss_ext.dp.orders import OrderSteps
 from oss_ext.dp.stages import StageSteps
-from oss_ext.dp.table import Table, check_reached, evaluations, first_sources, next_sources
-from oss_ext.metrics import XT, Metric
+from oss_ext.dp.table import FEW, Table, check_reached, evaluations, first_sources, next_sources
+from oss_ext.metrics import XT, AffineMetric, EvaluatedMetric, Metric, StateMetric
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.sampling import student_states
 from oss_ext.teacher import Trajectory
 
 __all__ = [
-    "VELOCITY_BYTES", "Table", "check_reached", "evaluations", "first_sources", "next_sources",
-    "replay", "run",
+    "FEW", "VELOCITY_BYTES", "Table", "check_reached", "evaluations", "first_sources",
+    "next_sources", "replay", "run",
 ]  # fmt: skip
 
 VELOCITY_BYTES = 2**30
@@ -81,22 +82,29 @@ def run(
     """
     steps = arguments.whole_number("steps", steps, most=trajectory.steps)
     live = first_sources(trajectory, reduce, start)
-    if allowed is not None:
+    if allowed is None:
+        allowed = torch.ones(steps, 1, 1, dtype=torch.bool)
+    else:
         allowed = _check_allowed(allowed, steps, reduce, live)
+    onward = torch.cat([allowed[1:], torch.zeros_like(allowed[:1])])
     used = solvers.get(solver)
     mover: EulerSteps | OrderSteps | StageSteps
     if isinstance(used, solvers.Singlestep):
-        if metric != XT:
-            raise ValueError(f"metric: expected 'xt' with solver {solver!r}, got {metric.name!r}")
-        mover = StageSteps(evaluator, trajectory, used, reduce)
+        if not isinstance(metric, StateMetric | EvaluatedMetric):
+            raise ValueError(
+                "metric: expected one of states or of evaluations at candidates with solver "
+                f"{solver!r}, got {metric.name!r}"
+            )
+        mover = StageSteps(evaluator, trajectory, used, reduce, metric)
     elif used.order == 1 and metric == XT:
         mover = EulerSteps(evaluator, trajectory, reduce, velocity_bytes)
     else:
         assert isinstance(used, solvers.Multistep)
+        assert isinstance(metric, AffineMetric | EvaluatedMetric)
         mover = OrderSteps(evaluator, trajectory, used, reduce, fixed_order, metric)
     costs, parents, orders = [], [], []
     for k in range(1, steps + 1):
-        cost, parent, order = mover.step(live if allowed is None else live & allowed[k - 1])
+        cost, parent, order = mover.step(live & allowed[k - 1], onward[k - 1])
         costs.append(cost.cpu())
         parents.append(parent.cpu())
         orders += [] if order is None else [order]

@@ -28,7 +28,7 @@ class EulerSteps:
         self._state = self._teacher[-1:].expand_as(self._teacher)
         self._chunk = max(1, velocity_bytes // self._teacher[0].nbytes)
 
-    def step(self, live: Tensor) -> tuple[Tensor, Tensor, None]:
+    def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, None]:
         """Cost and parent of a step from the sources ``live``, bool ``[N+1, B]``."""
         rows = len(live)
         times, mask = self._times.to(self._state.device), live.to(self._state.device)

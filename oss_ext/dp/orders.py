@@ -11,12 +11,15 @@ per row, for an instance search one per row and sample. They are made in chunks 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from oss_ext import ops
+from oss_ext.dp.few import Candidates, Judge
 from oss_ext.dp.table import errors, source_chunks
-from oss_ext.metrics import Metric, Sources
+from oss_ext.metrics import AffineMetric, EvaluatedMetric, Sources, StateMetric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.solvers import Multistep
 from oss_ext.solvers.base import OUTPUTS, combine
@@ -33,7 +36,8 @@ class OrderSteps:
         reduce: as in ``run``.
         fixed: only the highest order that there is, for hosts that cannot vary it.
         metric: what candidates and the teacher are compared by. Where that does not depend on the
-            order, steps are of the highest there is.
+            order, steps are of the highest there is. Where it takes evaluations, they are made for
+            the few that are nearest by their states.
     """
 
     def __init__(
@@ -43,12 +47,17 @@ class OrderSteps:
         solver: Multistep,
         reduce: str,
         fixed: bool,
-        metric: Metric,
+        metric: AffineMetric | EvaluatedMetric,
     ) -> None:
         self._evaluator, self._solver, self._reduce, self._fixed = evaluator, solver, reduce, fixed
         self._times, self._teacher, self._x0 = trajectory.times, trajectory.states, trajectory.x0
+        self._judge: Judge | None = None
+        if isinstance(metric, EvaluatedMetric):
+            self._judge = Judge(evaluator, trajectory, metric, reduce)
+            metric = StateMetric(metric.selection)
         self._metric, self._taken = metric, 0
         self._targets: Tensor | None = None
+        self._velocity: Tensor | None = None  # of the states, where the judge has evaluated them
         if metric.needs_x0 and self._x0 is None:
             raise ValueError(
                 f"trajectory: expected one with x0 for the metric {metric.name!r} "
@@ -62,41 +71,65 @@ class OrderSteps:
         self._back: list[Tensor] = []
         self._arrived = torch.zeros(rows, columns, dtype=torch.int64)
 
-    def step(self, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``."""
-        device, (rows, samples) = self._state.device, live.shape
-        columns = samples if self._reduce == "none" else 1
+    def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``.
+
+        ``onward``, bool ``[N+1, B or 1]``: which rows may be sources of the next one.
+        """
         self._taken += 1
         if self._targets is None or self._metric.varies:
             self._targets = self._metric.targets(self._teacher, self._x0, self._taken)
-        velocity = torch.empty_like(self._teacher)
-        self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
-        basis = [self._state, velocity, *self._outputs]
+        velocity = self._velocity
+        if velocity is None:
+            velocity = torch.empty_like(self._teacher)
+            self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
+        candidates = self._candidates([self._state, velocity, *self._outputs], live)
+        if self._judge is None:
+            best = next(candidates)
+        else:
+            best, self._velocity = self._judge.best(candidates, onward, self._taken)
+        if self._solver.remembers:
+            self._remember(velocity, best.source.clamp(min=0))
+        self._state, self._arrived, cost = best.state, best.order, best.cost
+        if self._judge is not None or self._targets is not self._teacher:
+            cost = errors(self._state, self._teacher, best.source)
+        return cost.to(self._state.dtype), best.source, best.order
+
+    def _candidates(self, basis: list[Tensor], live: Tensor) -> Iterator[Candidates]:
+        """The best candidate of every target over (order, source), then that of another source."""
+        device, (rows, samples) = self._state.device, live.shape
+        columns = samples if self._reduce == "none" else 1
         compared, of_sources = self._metric.sources(Sources(basis, self._times, live, self._taken))
+        assert self._targets is not None
         fixed = self._fixed or of_sources is not None
         orders = self._orders(fixed)
-        cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
-        parent = torch.full((rows, columns), -1, dtype=torch.int64, device=device)
-        chosen = torch.full_like(parent, -1)
         bytes_per_source = 8 * len(orders) * len(basis) * rows * columns
-        for source in source_chunks(rows, bytes_per_source):
-            given, terms = self._coefficients(
-                orders, fixed, source[:, None, None], torch.arange(rows)[None, :, None]
-            )
-            index = self._rows(source[:, None]).expand(-1, -1, samples)
-            if of_sources is not None:
-                exists = given[:, :1] * 0  # NaN where there is no step
-                given = exists + of_sources[None, :, source, None, None]
-                index, terms = index[:1].expand(len(compared), -1, -1), [len(compared)] * len(terms)
-            ops.dp_argmin_(
-                compared, index.to(device), given.to(device), terms, int(source[0]), self._targets,
-                cost, parent, chosen, source_mask=live.to(device), reduce=self._reduce,
-            )  # fmt: skip
-        parent, chosen = parent.cpu(), chosen.cpu()
-        self._advance(basis, orders, fixed, parent, chosen)
-        if self._targets is not self._teacher:
-            cost = errors(self._state, self._teacher, parent)
-        return cost.to(self._state.dtype), parent, torch.tensor([0, *orders])[chosen + 1]
+        tried: list[Tensor] = []
+        while True:
+            cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
+            parent = torch.full((rows, columns), -1, dtype=torch.int64, device=device)
+            chosen = torch.full_like(parent, -1)
+            for source in source_chunks(rows, bytes_per_source):
+                given, terms = self._coefficients(
+                    orders, fixed, source[:, None, None], torch.arange(rows)[None, :, None]
+                )
+                for earlier in tried:
+                    given[:, 0, earlier[None] == source[:, None, None]] = torch.nan
+                index = self._rows(source[:, None]).expand(-1, -1, samples)
+                if of_sources is not None:
+                    exists = given[:, :1] * 0  # NaN where there is no step
+                    given = exists + of_sources[None, :, source, None, None]
+                    index = index[:1].expand(len(compared), -1, -1)
+                    terms = [len(compared)] * len(terms)
+                ops.dp_argmin_(
+                    compared, index.to(device), given.to(device), terms, int(source[0]),
+                    self._targets, cost, parent, chosen, source_mask=live.to(device),
+                    reduce=self._reduce,
+                )  # fmt: skip
+            parent, chosen = parent.cpu(), chosen.cpu()
+            tried.append(parent)
+            state = self._moved(basis, orders, fixed, parent, chosen)
+            yield Candidates(parent, torch.tensor([0, *orders])[chosen + 1], state, cost)
 
     def _orders(self, fixed: bool) -> list[int]:
         """The orders that a step may have now, ascending."""
@@ -142,15 +175,15 @@ class OrderSteps:
         back = [rows[source, column].clamp(min=0) for rows in self._back]
         return torch.stack([own, own, *back])
 
-    def _advance(
+    def _moved(
         self,
         basis: list[Tensor],
         orders: list[int],
         fixed: bool,
         parent: Tensor,
         chosen: Tensor,
-    ) -> None:
-        """Move every row from its parent, and its history with it."""
+    ) -> Tensor:
+        """The state of every row, moved from its parent in the order chosen."""
         rows, samples = self._teacher.shape[:2]
         source, device = parent.clamp(min=0), self._state.device
         all_given, terms = self._coefficients(orders, fixed, source, torch.arange(rows)[:, None])
@@ -160,10 +193,7 @@ class OrderSteps:
         left_out = (torch.arange(len(basis))[:, None, None] >= used) | (parent < 0)
         given = torch.where(left_out, 0.0, given).expand(-1, -1, samples)
         index = torch.where(left_out, -1, index).expand(-1, -1, samples)
-        state = ops.dp_combine(basis, index.to(device), given.to(device))
-        if self._solver.remembers:
-            self._remember(basis[1], source)
-        self._state, self._arrived = state, torch.tensor([0, *orders])[chosen + 1]
+        return ops.dp_combine(basis, index.to(device), given.to(device))
 
     def _remember(self, velocity: Tensor, parent: Tensor) -> None:
         """Put the outputs of this step, in the velocities' memory, before the earlier ones."""

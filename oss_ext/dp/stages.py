@@ -1,19 +1,22 @@
 """Steps of a solver that evaluates the model between source and target.
 
 Where such a step ends takes evaluations for every pair. They are made for the few sources of a
-target that are nearest by an Euler step, which needs none; among these the nearest after its whole
+target that are nearest by an Euler step, which needs none; among these the best after its whole
 step is the parent.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from oss_ext import ops
-from oss_ext.dp.table import FEW, errors, source_chunks
+from oss_ext.dp.few import Candidates, Judge
+from oss_ext.dp.table import errors, source_chunks
+from oss_ext.metrics import EvaluatedMetric, StateMetric
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.ops.reference import objective
 from oss_ext.solvers import Singlestep
 from oss_ext.solvers.base import OUTPUTS, affine
 from oss_ext.teacher import Trajectory
@@ -27,38 +30,40 @@ class StageSteps:
         trajectory: the teacher.
         solver: of the student.
         reduce: as in ``run``.
+        metric: what the ends of whole steps and the teacher are compared by.
     """
 
     def __init__(
-        self, evaluator: Evaluator, trajectory: Trajectory, solver: Singlestep, reduce: str
+        self,
+        evaluator: Evaluator,
+        trajectory: Trajectory,
+        solver: Singlestep,
+        reduce: str,
+        metric: StateMetric | EvaluatedMetric,
     ) -> None:
         self._evaluator, self._solver, self._reduce = evaluator, solver, reduce
         self._times, self._teacher = trajectory.times, trajectory.states
         self._state = self._teacher[-1:].expand_as(self._teacher)
+        self._selection, self._taken = metric.selection, 0
+        self._judge = Judge(evaluator, trajectory, metric, reduce)
+        self._velocity: Tensor | None = None  # of the states, where the judge has evaluated them
 
-    def step(self, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``."""
-        rows, samples = live.shape
-        columns = samples if self._reduce == "none" else 1
-        velocity = torch.empty_like(self._teacher)
-        self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
-        best = torch.full((rows, samples), torch.inf, dtype=torch.float64)
-        parent = torch.full((rows, columns), -1)
-        moved, tried = torch.zeros_like(self._teacher), list[Tensor]()
-        for _ in range(FEW):
-            source = self._nearest(velocity, live, tried)
-            tried.append(source)
-            after = self._after(velocity, source)
-            cost = errors(after, self._teacher, source)
-            old, new = objective(best, self._reduce), objective(cost, self._reduce)
-            better = (new < old) | ((new == old) & new.isfinite() & (source > parent))
-            parent = torch.where(better, source, parent)
-            best = torch.where(better, cost, best)
-            taken = better.expand(rows, samples).to(moved.device)
-            moved[taken] = after[taken]
-        self._state = moved
-        order = torch.where(parent < 0, 0, self._orders(self._times[parent.clamp(min=0)]))
-        return best.to(self._state.dtype), parent, order
+    def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``.
+
+        ``onward``, bool ``[N+1, B or 1]``: which rows may be sources of the next one.
+        """
+        self._taken += 1
+        velocity = self._velocity
+        if velocity is None:
+            velocity = torch.empty_like(self._teacher)
+            self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
+        best, self._velocity = self._judge.best(
+            self._candidates(velocity, live), onward, self._taken
+        )
+        self._state = best.state
+        cost = errors(self._state, self._teacher, best.source)
+        return cost.to(self._state.dtype), best.source, best.order
 
     def _orders(self, t: Tensor) -> Tensor:
         """The highest orders of steps from ``t`` ``[N+1, ...]`` to the times of the rows."""
@@ -66,25 +71,34 @@ class StageSteps:
         highest = highest.view(-1, *[1] * (t.dim() - 1)).expand_as(t)
         return torch.where(t == 1, highest.clamp(max=self._solver.from_noise), highest)
 
-    def _nearest(self, velocity: Tensor, live: Tensor, tried: list[Tensor]) -> Tensor:
-        """The best source of every target by an Euler step, but those tried, ``[N+1, columns]``."""
+    def _candidates(self, velocity: Tensor, live: Tensor) -> Iterator[Candidates]:
+        """Whole steps to every target, those from the nearest source by an Euler step first."""
         device, (rows, samples) = self._state.device, live.shape
         columns = samples if self._reduce == "none" else 1
-        cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
-        nearest = torch.full((rows, columns), -1, device=device)
-        order = torch.full_like(nearest, -1)
-        for source in source_chunks(rows, 8 * 2 * rows * columns):
-            given = torch.ones(1, 2, len(source), rows, columns, dtype=torch.float64)
-            given[0, 1] = (self._times[None, :] - self._times[source][:, None])[..., None]
-            for earlier in tried:
-                given[0, 0, earlier[None] == source[:, None, None]] = torch.nan
-            index = source[:, None].expand(2, len(source), samples)
-            ops.dp_argmin_(
-                [self._state, velocity], index.to(device), given.to(device), [2], int(source[0]),
-                self._teacher, cost, nearest, order, source_mask=live.to(device),
-                reduce=self._reduce,
-            )  # fmt: skip
-        return nearest.cpu()
+        compared, teacher = (
+            [self._selection.of(tensor, self._taken) for tensor in tensors]
+            for tensors in ([self._state, velocity], [self._teacher])
+        )
+        tried: list[Tensor] = []
+        while True:
+            cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
+            nearest = torch.full((rows, columns), -1, device=device)
+            order = torch.full_like(nearest, -1)
+            for source in source_chunks(rows, 8 * 2 * rows * columns):
+                given = torch.ones(1, 2, len(source), rows, columns, dtype=torch.float64)
+                given[0, 1] = (self._times[None, :] - self._times[source][:, None])[..., None]
+                for earlier in tried:
+                    given[0, 0, earlier[None] == source[:, None, None]] = torch.nan
+                index = source[:, None].expand(2, len(source), samples)
+                ops.dp_argmin_(
+                    compared, index.to(device), given.to(device), [2], int(source[0]),
+                    teacher[0], cost, nearest, order, source_mask=live.to(device),
+                    reduce=self._reduce,
+                )  # fmt: skip
+            tried.append(nearest.cpu())
+            whole = self._orders(self._times[tried[-1].clamp(min=0)])
+            whole = torch.where(tried[-1] < 0, 0, whole)
+            yield Candidates(tried[-1], whole, self._after(velocity, tried[-1]), cost.cpu())
 
     def _after(self, velocity: Tensor, source: Tensor) -> Tensor:
         """Where the steps from ``source`` end, ``[N+1, B, *dims]``; zeros where there is none."""

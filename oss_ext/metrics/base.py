@@ -1,9 +1,14 @@
 """What a metric is: which features of candidates and of the teacher a search compares.
 
-The cost is a mean squared difference of features (paper table 4), so one operator finds the least
-for every metric. A candidate's features are affine in what a source has, either with the solver's
-own coefficients (the features are elements of the state) or with the source's alone (they do not
-depend on where it goes). Whatever is compared, the whole state moves.
+The cost is a mean squared difference of features (paper table 4). Metrics are of two kinds:
+
+- affine: a candidate's features are affine in what its source has, either with the solver's own
+  coefficients (the features are elements of the state) or with the source's alone (they do not
+  depend on where it goes). One operator finds the least over all candidates of all targets.
+- evaluated: a candidate's features are known once the model has been evaluated at it. That is done
+  for the few candidates of every target whose states are the nearest.
+
+Whatever is compared, the whole state moves.
 """
 
 from __future__ import annotations
@@ -159,14 +164,20 @@ class Metric(ABC):
 
     Attributes:
         needs_x0: whether the teacher must have kept its ``x0``.
+        evaluated: whether the model is evaluated at candidates.
     """
 
     needs_x0 = False
+    evaluated = False
 
     @property
     @abstractmethod
     def name(self) -> str:
         """As an objective says it."""
+
+
+class AffineMetric(Metric):
+    """Features that are affine in what a source has."""
 
     @property
     def varies(self) -> bool:
@@ -184,3 +195,32 @@ class Metric(ABC):
     @abstractmethod
     def targets(self, states: Tensor, x0: Tensor | None, step: int) -> Tensor:
         """The teacher's features ``[N+1, B, *features]``, of ``states`` and ``x0`` alike."""
+
+
+class EvaluatedMetric(Metric):
+    """Features of a candidate that take an evaluation of the model there.
+
+    The teacher's own are made in the same way. At the clean end, where models are not evaluated,
+    the states themselves are compared.
+
+    Attributes:
+        selection: what of the states finds the few candidates, and what of the features counts.
+        module: name of the module whose output an evaluation is to keep; None: of none.
+    """
+
+    evaluated = True
+    selection: Selection = WHOLE
+    module: str | None
+
+    @abstractmethod
+    def features(self, state: Tensor, velocity: Tensor, t: Tensor, hidden: Tensor | None) -> Tensor:
+        """Of the model evaluated at ``state`` and ``t``.
+
+        Args:
+            state, velocity: ``[R, *dims]``.
+            t: ``[R]`` float64.
+            hidden: what ``module`` gave there, ``[R, F]``; None without one.
+
+        Returns:
+            ``[R, *features]``.
+        """

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oss_ext.metrics.base import Metric, Sources
+from oss_ext.metrics.base import AffineMetric, Sources
 
 Features = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureMetric(Metric):
+class FeatureMetric(AffineMetric):
     """``phi(z[i] - t[i] v[i]) - phi(x[j] - t[j] u[j])``.
 
     Attributes:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from oss_ext.metrics.base import WHOLE, Metric, Selection, Sources
+from oss_ext.metrics.base import WHOLE, AffineMetric, Selection, Sources
 
 
 @dataclass(frozen=True)
-class StateMetric(Metric):
+class StateMetric(AffineMetric):
     """``candidate - x[j]``, on the whole state or on the channels and frames selected."""
 
     selection: Selection = WHOLE

@@ -1,0 +1,167 @@
+"""The best few sources of every target, judged by more than what finds them.
+
+An argmin over all candidates takes what is known of them without an evaluation. Where the judgement
+needs one, of whole steps or of the model at the candidates, it is made for the few sources that the
+cheap argmin finds the nearest, and the best of these is the parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from oss_ext.dp.table import FEW, errors
+from oss_ext.metrics import EvaluatedMetric, StateMetric
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.models.hidden import Hidden
+from oss_ext.ops.reference import objective
+from oss_ext.teacher import Trajectory
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """A candidate of every target.
+
+    Attributes:
+        source: int64 ``[N+1, B or 1]``; -1: there is none.
+        order: of the step from it, like ``source``; 0 where there is none.
+        state: where the step ends, ``[N+1, B, *dims]``.
+        cost: by which it was chosen, ``[N+1, B]`` float64; inf where there is none.
+    """
+
+    source: Tensor
+    order: Tensor
+    state: Tensor
+    cost: Tensor
+
+
+class Judge:
+    """Chooses the best of a few candidates by a metric.
+
+    With a metric that is evaluated, the evaluation at a candidate that is chosen is the one that
+    its row needs as a source of the next step, so that a row takes ``FEW`` evaluations in place of
+    one. Targets that no path goes on from, the clean end among them, are judged by their states.
+
+    Args:
+        evaluator: of the model.
+        trajectory: the teacher.
+        metric: of whole steps' ends.
+        reduce: as in ``run``.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        trajectory: Trajectory,
+        metric: StateMetric | EvaluatedMetric,
+        reduce: str,
+    ) -> None:
+        self._evaluator, self._reduce, self._selection = evaluator, reduce, metric.selection
+        self._times, self._teacher = trajectory.times, trajectory.states
+        self._metric = metric if isinstance(metric, EvaluatedMetric) else None
+        module = None if self._metric is None else self._metric.module
+        self._hidden = None if module is None else Hidden(evaluator.model, module)
+        self._known = torch.zeros(self._teacher.shape[:2], dtype=torch.bool)
+        self._features: Tensor | None = None  # the teacher's, in rows that are known
+
+    def best(
+        self, candidates: Iterator[Candidates], onward: Tensor, step: int
+    ) -> tuple[Candidates, Tensor | None]:
+        """The best of the first few ``candidates``; of equals that of the largest source.
+
+        Args:
+            candidates: from other sources each time, the most promising ones first.
+            onward: bool ``[N+1, B or 1]``, rows that may be sources of the next step.
+            step: its number, from 1.
+
+        Returns:
+            The candidates, and the velocities at those that may be sources ``[N+1, B, *dims]``;
+            None where the metric is not evaluated.
+        """
+        chosen, velocity = self._judged(next(candidates), onward, step)
+        for candidate in islice(candidates, FEW - 1):
+            other, its_velocity = self._judged(candidate, onward, step)
+            old, new = objective(chosen.cost, self._reduce), objective(other.cost, self._reduce)
+            above = (new == old) & new.isfinite() & (other.source > chosen.source)
+            better = (new < old) | above
+            pairs = zip(vars(chosen).values(), vars(other).values(), strict=True)
+            source, order, state, cost = (_where(better, new, old) for old, new in pairs)
+            chosen = Candidates(source, order, state, cost)
+            if velocity is not None and its_velocity is not None:
+                velocity = _where(better, its_velocity, velocity)
+        dead = objective(chosen.cost, self._reduce).isinf()
+        source, order = chosen.source.masked_fill(dead, -1), chosen.order.masked_fill(dead, 0)
+        return replace(chosen, source=source, order=order), velocity
+
+    def _judged(
+        self, candidate: Candidates, onward: Tensor, step: int
+    ) -> tuple[Candidates, Tensor | None]:
+        """``candidate`` with the metric's costs, and the velocities that these took."""
+        ends, teacher = (self._selection.of(x, step) for x in (candidate.state, self._teacher))
+        cost = errors(ends, teacher, candidate.source)
+        if self._metric is None:
+            return replace(candidate, cost=cost), None
+        there = ((candidate.source >= 0) & onward).expand(cost.shape).clone()
+        there[0] = False
+        self._learn(there)
+
+        def compare(rows: Tensor, features: Tensor) -> None:
+            known = self._of_teacher(features)[rows.to(features.device).unbind(1)]
+            difference = self._selection.of((features - known)[None], step)
+            cost[rows.unbind(1)] = difference[0].double().square().flatten(1).mean(dim=1).cpu()
+
+        velocity = self._look(candidate.state, there, compare)
+        return replace(candidate, cost=cost), velocity
+
+    def _learn(self, there: Tensor) -> None:
+        """Make the teacher's features in the rows ``there`` that have none yet."""
+
+        def keep(rows: Tensor, features: Tensor) -> None:
+            self._of_teacher(features)[rows.to(features.device).unbind(1)] = features
+
+        self._look(self._teacher, there & ~self._known, keep)
+        self._known |= there
+
+    def _of_teacher(self, features: Tensor) -> Tensor:
+        """The teacher's ``[N+1, B, *features]``, as ``features`` ``[R, *features]`` are."""
+        shape = (*self._known.shape, *features.shape[1:])
+        if self._features is None:
+            self._features = features.new_empty(shape)
+        if self._features.shape != shape:
+            expected, got = tuple(self._features.shape[2:]), tuple(features.shape[1:])
+            raise ValueError(f"metric: expected features of shape {expected} as before, got {got}")
+        return self._features
+
+    def _look(
+        self, states: Tensor, there: Tensor, then: Callable[[Tensor, Tensor], None]
+    ) -> Tensor:
+        """Evaluate the model at the rows ``there`` of ``states``; returns the velocities.
+
+        ``then`` is called after every model call with its rows ``[R, 2]`` and their features, so
+        that those of candidates never are in memory all at once.
+        """
+        velocity = torch.empty_like(self._teacher)
+
+        def looked(rows: Tensor, places: Tensor) -> None:
+            assert self._metric is not None
+            hidden = None
+            if self._hidden is not None:
+                hidden = self._hidden.take(self._evaluator.block)
+                hidden = hidden[places.to(hidden.device)]
+            at, t = rows.to(states.device).unbind(1), self._times[rows[:, 0]]
+            then(rows, self._metric.features(states[at], velocity[at], t, hidden))
+
+        with self._hidden or nullcontext():
+            self._evaluator.fill(velocity, states, self._times, there.nonzero(), then=looked)
+        return velocity
+
+
+def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``new`` where ``better`` ``[N+1, B or 1]``, else ``old``, both ``[N+1, B or 1, ...]``."""
+    mask = better.to(old.device).view(*better.shape, *[1] * (old.dim() - 2))
+    return torch.where(mask, new, old)
