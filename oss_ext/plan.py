@@ -17,8 +17,11 @@ SHARES = {"fast": 1 / 5, "balanced": 1 / 2, "best": 3.0}
 """Of the paper's evaluations for a budget, teacher included, that a quality spends at most."""
 
 QUALITIES = ("dp", *SHARES)
-STRIDES = (4, 8, 16)
-"""Of a coarse search; ``balanced`` takes the first whose cost is within half of what it has."""
+STRIDES = {"fast": (8, 16), "balanced": (4, 8, 16), "best": (4, 8, 16)}
+"""Of a coarse search: the first whose cost is within half of what there is for refinement."""
+
+FAST_SHARE, FAST_LEAST = 0.5, 4
+"""Of the samples, ``fast`` runs its coarse search on this share, if these are so many."""
 
 LEAST_RUNS = 6
 """Runs of the student that a descent needs to be worth its name."""
@@ -42,7 +45,8 @@ class Plan:
         table: of the dynamic programme; 0 where there is none.
         refine: by budget, what its refinement may take.
         coarse: of a search from coarse to fine, at most; 0 where there is none.
-        stride: of that.
+        stride, band: of that, see ``coarse_to_fine``.
+        coarse_samples: that it is run on.
     """
 
     quality: str
@@ -51,6 +55,8 @@ class Plan:
     refine: dict[int, int]
     coarse: int = 0
     stride: int = 0
+    band: int = 0
+    coarse_samples: int = 0
 
     @property
     def nfe(self) -> int:
@@ -80,10 +86,11 @@ def plan(
     """The plan of ``search(quality=...)``.
 
     Args:
-        quality: ``dp``: Algorithm 1 alone. ``fast``: refinement from closed forms with a fifth of
-            the paper's evaluations. ``balanced``: with half of them, the start from coarse to
-            fine. ``best``: the whole dynamic programme, then refinement from all of these until no
-            move helps, with three times the paper's evaluations at most.
+        quality: ``dp``: Algorithm 1 alone. ``fast``: refinement with a fifth of the paper's
+            evaluations, from a closed form and, where that leaves room, from a coarse search on
+            half of the samples. ``balanced``: with half of them, from closed forms and a search
+            from coarse to fine. ``best``: the whole dynamic programme, then refinement from all of
+            these until no move helps, with three times the paper's evaluations at most.
         teacher_steps: N.
         budgets: numbers of steps asked for.
         start: ``free`` or ``pinned``.
@@ -124,8 +131,8 @@ def plan(
             spent = math.ceil(seen * own[k]) if table else 0
             refine[k] = max(least[k], int(share) - spent)
     planned = Plan(quality, held, table, refine)
-    if quality in ("balanced", "best") and per_step == 1:
-        planned = _with_coarse(planned, teacher_steps, budgets, start, least, seen, metric)
+    if quality in STRIDES and per_step == 1:
+        planned = _with_coarse(planned, teacher_steps, budgets, start, least, samples, metric)
     if budget is not None and arguments.whole_number("budget", budget) < planned.nfe:
         needed = table + sum(least.values())
         if budget < needed:
@@ -152,20 +159,28 @@ def _with_coarse(
     budgets: Sequence[int],
     start: str,
     least: dict[int, int],
-    seen: float,
+    samples: int,
     metric: Metric,
 ) -> Plan:
-    """``planned`` with a part of its refinement spent on a search from coarse to fine, on ``seen``
-    of the samples."""
+    """``planned`` with a part of its refinement spent on a search from coarse to fine."""
     total = sum(planned.refine.values())
     room = total - sum(least.values())
-    for stride in STRIDES:
+    part = samples - planned.held
+    if planned.quality == "fast":
+        part = min(part, max(FAST_LEAST, math.ceil(FAST_SHARE * part)))
+    for stride in STRIDES[planned.quality]:
         if stride > teacher_steps or -(-teacher_steps // stride) < max(budgets):
             break
-        own = coarse.evaluations(teacher_steps, budgets, start, stride, evaluated=metric.evaluated)
-        cost = math.ceil(seen * own)
+        # What the band costs buys more when it is spent on the descent, if there is little.
+        band = 0 if planned.quality == "fast" else stride
+        own = coarse.evaluations(
+            teacher_steps, budgets, start, stride, band, evaluated=metric.evaluated
+        )
+        cost = math.ceil(part / samples * own)
         if cost <= min(total / 2, room):
             share = (room - cost) / room
             rest = {k: least[k] + int(share * (n - least[k])) for k, n in planned.refine.items()}
-            return replace(planned, refine=rest, coarse=cost, stride=stride)
+            return replace(
+                planned, refine=rest, coarse=cost, stride=stride, band=band, coarse_samples=part
+            )
     return planned

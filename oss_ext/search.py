@@ -259,8 +259,8 @@ def search(
         fixed_order: only the solver's usual orders, for hosts that cannot vary them.
         metric: what dynamic programmes compare: a name (``xt``, ``x0``, ``x0-candidate``,
             ``perceptual:MODULE``) or one of ``oss_ext.metrics``; refinement lowers the error of
-            the final state whatever it is. ``fast``, and often ``balanced``, run none: they take
-            ``xt`` only.
+            the final state whatever it is. Where ``fast`` or ``balanced`` has no room for one,
+            it takes ``xt`` only.
         beam: states per row that the dynamic programme of ``dp`` and ``best`` keeps; more cost as
             many times the evaluations. Euler and ``xt`` only.
         off_grid: knots may stand between the teacher's times, for hosts that take any time.
@@ -300,8 +300,10 @@ def search(
         if planned.table and beam == 1:
             table = dp.run(evaluator, seen, budgets[-1], **options)
         if planned.coarse:
-            stride = planned.stride
-            coarse_table = coarse_to_fine(evaluator, seen, budgets, stride=stride, **options)
+            coarse_table = coarse_to_fine(
+                evaluator, seen.first(planned.coarse_samples), budgets, stride=planned.stride,
+                band=planned.band, **options,
+            )  # fmt: skip
     result = SearchResult(
         trajectory=trajectory,
         samples=samples,

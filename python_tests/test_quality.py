@@ -55,8 +55,9 @@ def test_a_quality_is_a_share_of_what_the_paper_spends(quality: str, steps: int,
 
 def test_every_number_of_steps_has_its_share() -> None:
     together = plan("fast", 200, [5, 10])
-    alone = [plan("fast", 200, [steps]).refine for steps in (5, 10)]
-    assert together.refine == alone[0] | alone[1]
+    alone = [plan("fast", 200, [steps]).nfe for steps in (5, 10)]
+    assert together.nfe == pytest.approx(sum(alone), abs=2)
+    assert together.refine[10] > 2 * together.refine[5] > 0
     assert plan("balanced", 200, [5, 10]).nfe == pytest.approx(395 + 877, abs=2)
 
 
@@ -66,7 +67,20 @@ def test_a_search_from_coarse_to_fine_takes_half_of_a_balanced_one_at_most() -> 
         assert 0 < made.coarse <= sum(made.refine.values()) + len(budgets)
         assert made.coarse == coarse.evaluations(200, budgets, "free", made.stride)
     assert plan("balanced", 12, [12]).coarse == 0  # nothing is coarser than that
-    assert plan("fast", 200, [10]).coarse == plan("dp", 200, [10]).coarse == 0
+    assert plan("fast", 200, [5]).coarse == plan("dp", 200, [10]).coarse == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "part", "stride"), [(1, 1, 16), (7, 4, 16), (12, 5, 8), (16, 6, 8), (64, 24, 8)]
+)
+def test_a_fast_search_is_coarse_on_half_of_the_samples(
+    samples: int, part: int, stride: int
+) -> None:
+    made = plan("fast", 200, [10], samples=samples)
+    assert (made.stride, made.band, made.coarse_samples) == (stride, 0, part)
+    own = coarse.evaluations(200, [10], "free", stride, band=0)
+    assert made.coarse == math.ceil(part * own / samples)
+    assert made.nfe == pytest.approx(231, abs=1)
 
 
 @pytest.mark.parametrize("samples", [LEAST_SPLIT, 13, 16, 512])
@@ -96,8 +110,9 @@ def test_a_budget_caps_the_plan(quality: str, budget: int) -> None:
 
 
 def test_a_plan_says_where_evaluations_go() -> None:
-    assert str(plan("fast", 200, [5, 10])) == (
-        "fast: at most 269 evaluations per sample (38 to refine 5 steps, 231 to refine 10 steps)"
+    assert str(plan("fast", 200, [5, 10], samples=16)) == (
+        "fast: at most 268 evaluations per sample (83 from coarse to fine, 34 to refine 5 steps, "
+        "151 to refine 10 steps)"
     )
     assert str(plan("dp", 200, [10])) == (
         "dp: 1955 evaluations per sample (1955 for the dynamic programme)"
