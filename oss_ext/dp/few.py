@@ -15,7 +15,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from oss_ext.dp.table import FEW, errors
+from oss_ext import ops
+from oss_ext.dp.table import FEW, errors, source_chunks
 from oss_ext.metrics import EvaluatedMetric, StateMetric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.hidden import Hidden
@@ -38,6 +39,47 @@ class Candidates:
     order: Tensor
     state: Tensor
     cost: Tensor
+
+
+def nearest(
+    compared: list[Tensor],
+    teacher: Tensor,
+    live: Tensor,
+    reduce: str,
+    tried: list[Tensor],
+    bytes_per_source: int,
+    made_for: Callable[[Tensor], tuple[Tensor, Tensor, list[int]]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best (order, source) of every target, with coefficients made in chunks of sources.
+
+    Args:
+        compared: tensors ``[N+1, B, *features]`` that candidates are a combination of.
+        teacher: the targets, alike.
+        live: bool ``[N+1, B]``, the sources.
+        reduce: as in ``run``.
+        tried: int64 ``[N+1, B or 1]``, sources of every target that are left out.
+        bytes_per_source: that ``made_for`` takes for one.
+        made_for: coefficients ``[orders, terms, S, N+1, B or 1]``, rows of the terms
+            ``[terms, S, B]`` and numbers of terms of the sources ``[S]``.
+
+    Returns:
+        Cost ``[N+1, B]`` float64 on the device, source and place of the order ``[N+1, B or 1]`` on
+        the CPU, -1 where there is none.
+    """
+    device, (rows, samples) = teacher.device, live.shape
+    columns = samples if reduce == "none" else 1
+    cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
+    parent = torch.full((rows, columns), -1, dtype=torch.int64, device=device)
+    chosen = torch.full_like(parent, -1)
+    for source in source_chunks(rows, bytes_per_source):
+        given, index, terms = made_for(source)
+        for earlier in tried:
+            given[:, 0, earlier[None] == source[:, None, None]] = torch.nan
+        ops.dp_argmin_(
+            compared, index.to(device), given.to(device), terms, int(source[0]), teacher, cost,
+            parent, chosen, source_mask=live.to(device), reduce=reduce,
+        )  # fmt: skip
+    return cost, parent.cpu(), chosen.cpu()
 
 
 class Judge:

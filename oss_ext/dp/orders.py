@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from oss_ext import ops
-from oss_ext.dp.few import Candidates, Judge
-from oss_ext.dp.table import errors, source_chunks
+from oss_ext.dp.few import Candidates, Judge, nearest
+from oss_ext.dp.table import errors
 from oss_ext.metrics import AffineMetric, EvaluatedMetric, Sources, StateMetric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.solvers import Multistep
@@ -97,36 +97,31 @@ class OrderSteps:
 
     def _candidates(self, basis: list[Tensor], live: Tensor) -> Iterator[Candidates]:
         """The best candidate of every target over (order, source), then that of another source."""
-        device, (rows, samples) = self._state.device, live.shape
+        rows, samples = live.shape
         columns = samples if self._reduce == "none" else 1
         compared, of_sources = self._metric.sources(Sources(basis, self._times, live, self._taken))
         assert self._targets is not None
         fixed = self._fixed or of_sources is not None
         orders = self._orders(fixed)
-        bytes_per_source = 8 * len(orders) * len(basis) * rows * columns
+
+        def made_for(source: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+            given, terms = self._coefficients(
+                orders, fixed, source[:, None, None], torch.arange(rows)[None, :, None]
+            )
+            index = self._rows(source[:, None]).expand(-1, -1, samples)
+            if of_sources is None:
+                return given, index, terms
+            exists = given[:, :1] * 0  # NaN where there is no step
+            given = exists + of_sources[None, :, source, None, None]
+            index = index[:1].expand(len(compared), -1, -1)
+            return given, index, [len(compared)] * len(terms)
+
         tried: list[Tensor] = []
         while True:
-            cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
-            parent = torch.full((rows, columns), -1, dtype=torch.int64, device=device)
-            chosen = torch.full_like(parent, -1)
-            for source in source_chunks(rows, bytes_per_source):
-                given, terms = self._coefficients(
-                    orders, fixed, source[:, None, None], torch.arange(rows)[None, :, None]
-                )
-                for earlier in tried:
-                    given[:, 0, earlier[None] == source[:, None, None]] = torch.nan
-                index = self._rows(source[:, None]).expand(-1, -1, samples)
-                if of_sources is not None:
-                    exists = given[:, :1] * 0  # NaN where there is no step
-                    given = exists + of_sources[None, :, source, None, None]
-                    index = index[:1].expand(len(compared), -1, -1)
-                    terms = [len(compared)] * len(terms)
-                ops.dp_argmin_(
-                    compared, index.to(device), given.to(device), terms, int(source[0]),
-                    self._targets, cost, parent, chosen, source_mask=live.to(device),
-                    reduce=self._reduce,
-                )  # fmt: skip
-            parent, chosen = parent.cpu(), chosen.cpu()
+            cost, parent, chosen = nearest(
+                compared, self._targets, live, self._reduce, tried,
+                8 * len(orders) * len(basis) * rows * columns, made_for,
+            )  # fmt: skip
             tried.append(parent)
             state = self._moved(basis, orders, fixed, parent, chosen)
             yield Candidates(parent, torch.tensor([0, *orders])[chosen + 1], state, cost)

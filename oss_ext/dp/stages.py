@@ -12,9 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from oss_ext import ops
-from oss_ext.dp.few import Candidates, Judge
-from oss_ext.dp.table import errors, source_chunks
+from oss_ext.dp.few import Candidates, Judge, nearest
+from oss_ext.dp.table import errors
 from oss_ext.metrics import EvaluatedMetric, StateMetric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.solvers import Singlestep
@@ -73,32 +72,27 @@ class StageSteps:
 
     def _candidates(self, velocity: Tensor, live: Tensor) -> Iterator[Candidates]:
         """Whole steps to every target, those from the nearest source by an Euler step first."""
-        device, (rows, samples) = self._state.device, live.shape
+        rows, samples = live.shape
         columns = samples if self._reduce == "none" else 1
         compared, teacher = (
             [self._selection.of(tensor, self._taken) for tensor in tensors]
             for tensors in ([self._state, velocity], [self._teacher])
         )
+
+        def made_for(source: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+            given = torch.ones(1, 2, len(source), rows, columns, dtype=torch.float64)
+            given[0, 1] = (self._times[None, :] - self._times[source][:, None])[..., None]
+            return given, source[:, None].expand(2, len(source), samples), [2]
+
         tried: list[Tensor] = []
         while True:
-            cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=device)
-            nearest = torch.full((rows, columns), -1, device=device)
-            order = torch.full_like(nearest, -1)
-            for source in source_chunks(rows, 8 * 2 * rows * columns):
-                given = torch.ones(1, 2, len(source), rows, columns, dtype=torch.float64)
-                given[0, 1] = (self._times[None, :] - self._times[source][:, None])[..., None]
-                for earlier in tried:
-                    given[0, 0, earlier[None] == source[:, None, None]] = torch.nan
-                index = source[:, None].expand(2, len(source), samples)
-                ops.dp_argmin_(
-                    compared, index.to(device), given.to(device), [2], int(source[0]),
-                    teacher[0], cost, nearest, order, source_mask=live.to(device),
-                    reduce=self._reduce,
-                )  # fmt: skip
-            tried.append(nearest.cpu())
-            whole = self._orders(self._times[tried[-1].clamp(min=0)])
-            whole = torch.where(tried[-1] < 0, 0, whole)
-            yield Candidates(tried[-1], whole, self._after(velocity, tried[-1]), cost.cpu())
+            cost, parent, _ = nearest(
+                compared, teacher[0], live, self._reduce, tried, 8 * 2 * rows * columns, made_for
+            )
+            tried.append(parent)
+            whole = self._orders(self._times[parent.clamp(min=0)])
+            whole = torch.where(parent < 0, 0, whole)
+            yield Candidates(parent, whole, self._after(velocity, parent), cost.cpu())
 
     def _after(self, velocity: Tensor, source: Tensor) -> Tensor:
         """Where the steps from ``source`` end, ``[N+1, B, *dims]``; zeros where there is none."""
