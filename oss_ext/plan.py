@@ -17,11 +17,32 @@ SHARES = {"fast": 1 / 5, "balanced": 1 / 2, "best": 3.0}
 """Of the paper's evaluations for a budget, teacher included, that a quality spends at most."""
 
 QUALITIES = ("dp", *SHARES)
-STRIDES = {"fast": (8, 16), "balanced": (4, 8, 16), "best": (4, 8, 16)}
-"""Of a coarse search: the first whose cost is within half of what there is for refinement."""
 
-FAST_SHARE, FAST_LEAST = 0.5, 4
-"""Of the samples, ``fast`` runs its coarse search on this share, if these are so many."""
+
+@dataclass(frozen=True)
+class _Coarse:
+    """The search from coarse to fine of a quality.
+
+    Attributes:
+        strides: the first whose cost is within half of what there is for refinement is taken.
+        share: of the samples that dynamic programmes see, if that leaves ``LEAST_COARSE``.
+        banded: whether it looks at the rows around its paths; what that costs buys more when it is
+            spent on the descent, if there is little.
+    """
+
+    strides: tuple[int, ...] = (4, 8, 16)
+    share: float = 1.0
+    banded: bool = True
+
+
+COARSE = {
+    "fast": _Coarse(strides=(8, 16), share=0.5, banded=False),
+    "balanced": _Coarse(),
+    "best": _Coarse(),
+}
+
+LEAST_COARSE = 4
+"""Samples that a search from coarse to fine is run on, if there are as many."""
 
 LEAST_RUNS = 6
 """Runs of the student that a descent needs to be worth its name."""
@@ -131,7 +152,7 @@ def plan(
             spent = math.ceil(seen * own[k]) if table else 0
             refine[k] = max(least[k], int(share) - spent)
     planned = Plan(quality, held, table, refine)
-    if quality in STRIDES and per_step == 1:
+    if quality in COARSE and per_step == 1:
         planned = _with_coarse(planned, teacher_steps, budgets, start, least, samples, metric)
     if budget is not None and arguments.whole_number("budget", budget) < planned.nfe:
         needed = table + sum(least.values())
@@ -165,14 +186,12 @@ def _with_coarse(
     """``planned`` with a part of its refinement spent on a search from coarse to fine."""
     total = sum(planned.refine.values())
     room = total - sum(least.values())
-    part = samples - planned.held
-    if planned.quality == "fast":
-        part = min(part, max(FAST_LEAST, math.ceil(FAST_SHARE * part)))
-    for stride in STRIDES[planned.quality]:
+    how, seen = COARSE[planned.quality], samples - planned.held
+    part = min(seen, max(LEAST_COARSE, math.ceil(how.share * seen)))
+    for stride in how.strides:
         if stride > teacher_steps or -(-teacher_steps // stride) < max(budgets):
             break
-        # What the band costs buys more when it is spent on the descent, if there is little.
-        band = 0 if planned.quality == "fast" else stride
+        band = stride if how.banded else 0
         own = coarse.evaluations(
             teacher_steps, budgets, start, stride, band, evaluated=metric.evaluated
         )
