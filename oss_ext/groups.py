@@ -111,9 +111,7 @@ class Part(Model):
 
     def __init__(self, model: Model, first: int) -> None:
         self._model, self.first = model, first
-        for name in ("name", "shape", "data_range", "dtype", "device", "path"):
-            setattr(self, name, getattr(model, name))
-        for name in ("one_time_per_call", "fixed_batch", "slots"):
+        for name in Model.__annotations__:
             setattr(self, name, getattr(model, name))
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:

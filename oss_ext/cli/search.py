@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from oss_ext.runs import Contender
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS
 from oss_ext.search import SearchResult, check_budgets, make_objective, make_plan
 from oss_ext.search import search as search_schedules
+from oss_ext.teacher import Trajectory
 from oss_ext.teacher import teacher as make_teacher
 
 
@@ -193,12 +195,10 @@ def search(
     if amplitude is not None:
         for n, c in enumerate(found):
             assert c.schedule is not None
-            # Groups have their teachers made once more: there was never room for all.
-            teachers = (teach(*part) for part in in_groups(model, initial, group or samples))
-            calibrated = calibrate(
-                [trajectory] if group is None else teachers, c.schedule, levels=amplitude
-            )
-            found[n] = replace(c, schedule=calibrated)
+            teachers: Iterable[Trajectory] = [trajectory]
+            if group is not None:  # made once more: there was never room for all of them
+                teachers = (teach(*part) for part in in_groups(model, initial, group))
+            found[n] = replace(c, schedule=calibrate(teachers, c.schedule, levels=amplitude))
     each = result.objective.scope == "instance"
     spread = {count: result.spread(count) for count in result.steps} if each else {}
     run = run_of(
