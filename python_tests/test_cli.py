@@ -390,4 +390,4 @@ def test_methods_are_made_with_a_solver(oss: Oss) -> None:
 
 def test_a_host_takes_its_own_steps(oss: Oss) -> None:
     outcome = oss("search", *TINY, "--steps=3", "--for=comfyui", "--solver=heun")
-    assert_misused(outcome, "--solver: comfyui takes its own steps")
+    assert_misused(outcome, "--solver: expected one that comfyui has for a flow path (euler), got")

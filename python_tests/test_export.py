@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -293,15 +292,3 @@ def test_a_whole_grid_has_whole_timesteps_only(path: Path, steps: int) -> None:
     assert len(grid) == min(steps + 1, len(grid))
     assert float(grid[-1]) == pytest.approx(last, rel=1e-12)
     assert float((path.model_times(times[1:])[-1] - told[-1]).abs()) <= 0.5
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_host_that_steps_by_itself_is_told_of_another_solver(name: str) -> None:
-    """Times of one solver, run by another's sampler, would be something else than was searched."""
-    schedule = dataclasses.replace(HAND_MADE, solver="dpmpp-2m")
-    if FORMATS[name].final_zero is None:
-        assert export.to(schedule, name) == export.to(HAND_MADE, name)
-        return
-    with pytest.raises(ExportError, match=r": the schedule is one of dpmpp-2m, and hosts step as"):
-        export.to(schedule, name)
-    export.to(schedule, name, force=True)

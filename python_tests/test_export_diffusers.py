@@ -141,10 +141,17 @@ def test_stretched_sigmas_end_up_with_a_schedule_that_fits(
 @pytest.mark.parametrize("free", [False, True])
 @each_seed(2)
 def test_unipc_ends_up_with_the_schedule(shift: float, free: bool, seed: int) -> None:
-    """Also from a first sigma of exactly 1, of which UniPC takes 1e-6 off."""
-    schedule = flow_schedule(seed, free=free)
+    """Also from a first sigma of exactly 1, of which UniPC takes 1e-6 off: for it a step as long
+    as any other, and ours is from infinitely far."""
+    schedule = replace(flow_schedule(seed, free=free), solver="unipc-2")
     assert (schedule.sigmas[0] == 1) != free
-    given, used = run(schedule, UniPCMultistepScheduler(**FLOW, flow_shift=shift))
+    scheduler = UniPCMultistepScheduler(**FLOW, flow_shift=shift)
+    if not free:
+        with pytest.raises(
+            ExportError, match=rf"takes other steps than the 'unipc-2'.*or {ATTACH}"
+        ):
+            run(schedule, scheduler)
+    given, used = run(schedule, scheduler, force=not free)
     assert isinstance(given["sigmas"], np.ndarray)  # which it multiplies
     assert_has(used, schedule.sigmas)
     assert used.timesteps.tolist() == [
@@ -156,7 +163,7 @@ def test_unipc_ends_up_with_the_schedule(shift: float, free: bool, seed: int) ->
 @each_seed(1)
 def test_unipc_with_a_shift_by_resolution(mu: float, seed: int) -> None:
     scheduler = UniPCMultistepScheduler(**FLOW, use_dynamic_shifting=True)
-    schedule = flow_schedule(seed)
+    schedule = replace(flow_schedule(seed, free=True), solver="unipc-2")
     _, used = run(schedule, scheduler, mu=mu)
     assert_has(used, schedule.sigmas)
 
@@ -220,13 +227,18 @@ def test_euler_ends_up_with_the_schedule(spacing: str, steps: int) -> None:
     assert float(used.init_noise_sigma) == pytest.approx(first, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kind", [DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, HeunDiscreteScheduler]
-)
-def test_hosts_of_whole_timesteps_end_up_with_a_schedule_of_whole_timesteps(kind: Any) -> None:
-    scheduler = kind(**SD)
+@pytest.mark.parametrize(("kind", "config", "solver"), [
+    (DPMSolverMultistepScheduler, {}, "dpmpp-2m"),
+    (DPMSolverMultistepScheduler, {"solver_order": 3}, "dpmpp-3m"),
+    (DPMSolverMultistepScheduler, {"solver_order": 1}, "euler"),
+    (HeunDiscreteScheduler, {}, "heun-sigma"),
+])  # fmt: skip
+def test_hosts_of_whole_timesteps_end_up_with_a_schedule_of_whole_timesteps(
+    kind: Any, config: dict[str, Any], solver: str
+) -> None:
+    scheduler = kind(**SD, **config)
     teacher = EulerDiscreteScheduler(**SD, timestep_spacing="trailing")  # whole timesteps
-    schedule = of_host(teacher)
+    schedule = replace(of_host(teacher), solver=solver)
     given, used = run(schedule, scheduler)
     expected = [round(t) for t in schedule.timesteps]
     assert given == {"timesteps": expected}
@@ -344,16 +356,6 @@ def test_the_recipe_of_the_betas_does_not_matter() -> None:
     schedule = of_host(scheduler)
     bars = tuple(scheduler.alphas_cumprod.double().tolist())
     run(replace(schedule, path=VPPath(alphas_cumprod=bars)), scheduler)
-
-
-@pytest.mark.parametrize("solver", ["heun", "dpmpp_2m"])
-def test_a_schedule_of_another_solver_is_refused(solver: str) -> None:
-    schedule = replace(flow_schedule(1), solver=solver)
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(ExportError, match=rf"^solver: .* cannot be told to use '{solver}'"):
-        run(schedule, scheduler)
-    with pytest.raises(ExportError, match=rf"^solver: expected 'euler', got '{solver}'"):
-        export.scheduled(schedule, scheduler)
 
 
 def test_the_resolution_shift_is_what_pipelines_compute() -> None:

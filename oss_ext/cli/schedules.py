@@ -17,7 +17,6 @@ from oss_ext.cli.base import (
     schedules_argument,
 )
 from oss_ext.files import replacing
-from oss_ext.hosts import read_host
 from oss_ext.models import pipeline_load
 from oss_ext.report import plot_schedules, schedule_table
 
@@ -78,18 +77,12 @@ def export_schedule(
             )
         scheduler = load_scheduler(scheduler_folder)
         given = export.arguments(schedule, scheduler, mu=mu, force=force)
-        if not read_host(scheduler).takes_euler_steps:
-            click.echo(
-                f"note: {type(scheduler).__name__} takes its own kind of step from one of these "
-                "times to the next, not the Euler steps that were searched; export.attach does",
-                err=True,
-            )
         text = json.dumps({name: list(map(float, values)) for name, values in given.items()})
         about = f"arguments of pipe(...) or set_timesteps for {type(scheduler).__name__}"
     else:
         text = export.to(schedule, host, shift=shift, force=force)
         form = export.FORMATS[host]
-        about = form.host
+        about = form.about(schedule.solver)
         if form.final_zero is not None:
             about += f"; {'ends with' if form.final_zero else 'without'} the final sigma"
     click.echo(about, err=True)

@@ -136,8 +136,6 @@ def search(
     measures: dict[str, Any] = {"samples": samples, "budget": budget, "width": beam}
     measures |= {"per_step": per_step, "off_grid": off_grid, "metric": metric}
     make_plan(quality, scope, teacher_steps, steps, start or "free", **measures)
-    if host is not None and solver != "euler":
-        raise click.UsageError(f"--solver: {host} takes its own steps; expected euler with --for")
     check_writable(out)
     model = choice.load()
     if isinstance(metric, EvaluatedMetric) and metric.module is not None:
@@ -153,6 +151,12 @@ def search(
             raise click.UsageError(f"--start: {host} needs a pinned start, got free")
         if needs.whole_timesteps and off_grid:
             raise click.UsageError(f"--off-grid: {host} takes whole timesteps only")
+        if solver not in needs.solvers:
+            raise click.UsageError(
+                f"--solver: expected one that {host} has for a {model.path.name} path "
+                f"({', '.join(needs.solvers)}), got {solver}"
+            )
+        fixed_order = True
         start = "pinned" if needs.pinned else start
         times = export.whole_grid(times, model.path, shift) if needs.whole_timesteps else times
     if len(times) - 1 < teacher_steps:

@@ -9,6 +9,7 @@ from oss_ext.export.diffusers_attach import Attachment, attach, scheduled
 from oss_ext.export.text import FORMATS as TEXTS
 from oss_ext.noise import FlowPath, Path, VPPath
 from oss_ext.schedule import Schedule
+from oss_ext.solvers import SOLVERS
 
 __all__ = [
     "DIFFUSERS",
@@ -62,6 +63,6 @@ def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False
 def needs(name: str, path: Path) -> Needs:
     """What a search for the host called ``name`` must keep to, for a model of ``path``."""
     if name == DIFFUSERS:  # as call arguments; ``attach`` needs nothing
-        return Needs(not isinstance(path, FlowPath), isinstance(path, VPPath))
+        return Needs(not isinstance(path, FlowPath), isinstance(path, VPPath), tuple(SOLVERS))
     form = get(name)
-    return Needs(form.needs_pinned(path), form.whole_timesteps)
+    return Needs(form.needs_pinned(path), form.whole_timesteps, form.solvers(path))

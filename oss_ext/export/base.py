@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from oss_ext.noise import FlowPath, Path, VPPath, distinct, shifted, unshifted
 from oss_ext.schedule import Schedule
+from oss_ext.solvers import get
 
 
 class ExportError(ValueError):
@@ -24,7 +25,7 @@ class Format:
 
     Attributes:
         name: of the format.
-        host: what takes it, and where it goes in.
+        host: what takes it, and where it goes in; ``{sampler}`` is the one to choose there.
         render: the text for a schedule that ``check`` has let through; ``shift`` is the host's.
         final_zero: whether the final value, usually 0, belongs to it; None for formats that hold
             whole tables.
@@ -34,6 +35,8 @@ class Format:
             size than a free start has.
         whole_timesteps: the host takes whole timesteps only; others are rounded, with an error.
         flow_only: the host runs flow models only.
+        samplers: what it calls those of our solvers that it has. On flow paths that is Euler: what
+            hosts of the k-diffusion kind run there under the other names is something else.
     """
 
     name: str
@@ -44,6 +47,15 @@ class Format:
     unit_noise: bool = False
     whole_timesteps: bool = False
     flow_only: bool = False
+    samplers: Mapping[str, str] = field(default_factory=lambda: {"euler": "euler"})
+
+    def about(self, solver: str) -> str:
+        """``host`` with the sampler for a schedule of ``solver``, if there is one."""
+        return self.host.format(sampler=self.samplers.get(solver, f"for {solver}"))
+
+    def solvers(self, path: Path) -> tuple[str, ...]:
+        """Those of ours that it has a sampler for, with a model of ``path``."""
+        return ("euler",) if isinstance(path, FlowPath) else tuple(self.samplers)
 
     def needs_pinned(self, path: Path) -> bool:
         """Whether a student must start at the teacher's first time, for a model of ``path``."""
@@ -62,11 +74,8 @@ class Format:
                 f"{schedule.sigmas[0]:.6g} from {noise} (free start); search with start='pinned' "
                 f"(oss search --for {self.name})"
             )
-        if schedule.solver != "euler" and self.final_zero is not None:
-            raise ExportError(
-                f"{self.name}: the schedule is one of {schedule.solver}, and hosts step as their "
-                "sampler does; choose that one there and force the export, or search with euler"
-            )
+        if self.final_zero is not None:
+            self._check_solver(schedule)
         if self.flow_only and not isinstance(schedule.path, FlowPath):
             raise ExportError(
                 f"{self.name}: expected a schedule of a flow model, got one of a "
@@ -78,13 +87,36 @@ class Format:
                 "this host counts in sigmas"
             )
 
+    def _check_solver(self, schedule: Schedule) -> None:
+        """``ExportError`` unless the host has a sampler that steps as the schedule's solver."""
+        known = self.solvers(schedule.path)
+        if schedule.solver not in known:
+            raise ExportError(
+                f"{self.name}: the schedule is one of {schedule.solver!r}, and of our solvers this "
+                f"host has {', '.join(known)} for a {schedule.path.name} path; search with one of "
+                "these"
+            )
+        usual = get(schedule.solver).usual_orders(schedule.times)
+        if schedule.orders not in ((), usual):
+            raise ExportError(
+                f"{self.name}: this host takes every step of {schedule.solver!r} in its usual "
+                "order, and the schedule has others; search with fixed_order=True (--fixed-order)"
+            )
+
 
 @dataclass(frozen=True)
 class Needs:
-    """What a search must keep to for a host to run its result."""
+    """What a search must keep to for a host to run its result.
+
+    Attributes:
+        pinned: the first step starts at the teacher's first time.
+        whole_timesteps: the network is told whole ones only.
+        solvers: that the host may have; each in its usual orders.
+    """
 
     pinned: bool
     whole_timesteps: bool
+    solvers: tuple[str, ...]
 
 
 def whole_grid(times: Tensor, path: Path, shift: float = 1.0) -> Tensor:

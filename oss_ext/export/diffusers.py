@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from oss_ext.export.base import ExportError
 from oss_ext.export.diffusers_attach import check_host, check_shift, first_scale
+from oss_ext.export.diffusers_steps import takes_steps_of
 from oss_ext.hosts import Host, read_host
 from oss_ext.noise import unshifted
 from oss_ext.schedule import Schedule
+from oss_ext.solvers import SOLVERS
 
 RESPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 SIGMA_TOLERANCE = 2e-6
@@ -31,21 +34,22 @@ def arguments(
 ) -> dict[str, Any]:
     """The call arguments with which ``scheduler`` ends up with exactly this schedule.
 
-    The times, that is: a scheduler with a solver of its own (DPM-Solver, UniPC, Heun) takes its own
-    kind of step from one to the next. ``attach`` takes the steps that were searched.
+    And takes the steps that were searched from one time to the next: its solver and the schedule's,
+    with the schedule's orders, are both run on a small problem and have to end at the same place.
 
     Args:
         schedule: what was searched.
         scheduler: a diffusers scheduler; left alone.
         mu: the resolution shift that the pipeline will pass, for ``use_dynamic_shifting``.
-        force: also for a schedule of another path.
+        force: also for a schedule of another path or another solver.
 
     Returns:
         ``{"sigmas": array}`` or ``{"timesteps": list}``, for ``pipe(...)`` or ``set_timesteps``.
 
     Raises:
         ExportError: the scheduler takes no schedule, respaces what it is given, would start from
-            scaled noise, or ends up with something else; ``attach`` is the way then.
+            scaled noise, ends up with something else or takes other steps; ``attach`` is the way
+            then.
     """
     host = read_host(scheduler)
     check_host(schedule, host, force)
@@ -64,6 +68,8 @@ def arguments(
     shift = {"mu": mu} if mu is not None and "mu" in takes else {}
     trial.set_timesteps(**given, **shift)
     _check_result(given, torch.as_tensor(trial.sigmas).double(), sigmas, host)
+    if not force:
+        _check_steps(schedule, trial)
     return given
 
 
@@ -72,8 +78,6 @@ ATTACH = "use export.attach(schedule, pipe)"
 
 def _check_configuration(schedule: Schedule, host: Host, mu: float | None) -> None:
     config, name = host.config, host.name
-    if schedule.solver != "euler":
-        raise ExportError(f"solver: {name} cannot be told to use {schedule.solver!r}; {ATTACH}")
     for key in RESPACED:
         if config.get(key, False):
             raise ExportError(f"{name} with {key}=True respaces what it is given; {ATTACH}")
@@ -136,6 +140,27 @@ def _check_result(given: dict[str, Any], got: Tensor, wanted: Tensor, host: Host
     raise ExportError(
         f"{host.name} would make {[round(v, 6) for v in got.tolist()]} of it; {ATTACH}"
     )
+
+
+def _check_steps(schedule: Schedule, trial: Any) -> None:
+    """``ExportError`` unless ``trial``, whose steps are set, takes those that were searched."""
+    host = read_host(trial)
+
+    def same(solver: str, orders: Sequence[int] = ()) -> bool:
+        return takes_steps_of(copy.deepcopy(trial), host, schedule, solver, orders)
+
+    if same(schedule.solver, schedule.orders):
+        return
+    own = [name for name in SOLVERS if same(name)]
+    what = f"{host.name} takes other steps than the {schedule.solver!r} ones that were searched"
+    if schedule.solver in own:
+        what = (
+            f"{host.name} takes every step of {schedule.solver!r} in its usual order, and the "
+            "schedule has others; search with fixed_order=True (--fixed-order)"
+        )
+    elif own:
+        what += f"; search with solver={own[0]!r}, which is what it has"
+    raise ExportError(f"{what}; or {ATTACH}")
 
 
 def call_arguments(

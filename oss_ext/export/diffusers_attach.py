@@ -1,8 +1,8 @@
 """A diffusers pipeline that runs exactly a schedule, whatever its scheduler and arguments are.
 
 A stand-in of the scheduler's own class is put in its place. It keeps the scheduler's state and
-shows the network what the original would, and takes the steps that were searched, the initial
-scale of a free start included.
+shows the network what the original would, and takes the steps that were searched: their times,
+solver and orders, and the initial scale of a free start.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from oss_ext.export.base import ExportError
 from oss_ext.hosts import Host, StandIn, StepOutput, original_of, read_host, stand_in
 from oss_ext.noise import FlowPath, Path, VPPath, shift_of
 from oss_ext.schedule import Schedule
+from oss_ext.solvers import SOLVERS, History, Multistep, get
 
 SHIFT_TOLERANCE = 0.05
 """Of the logarithm: hosts that cut timesteps to whole numbers blur their shift."""
@@ -80,6 +81,7 @@ class Scheduled(StandIn):
     """A scheduler that takes the steps of ``schedule``, whatever it is asked for."""
 
     schedule: Schedule
+    solver: Multistep
     host: Host
     force: bool
     order = 1
@@ -100,6 +102,8 @@ class Scheduled(StandIn):
         self.num_inference_steps = self.schedule.steps
         self._step_index: int | None = None
         self._begin_index: int | None = None
+        self._orders = self.schedule.orders or self.solver.usual_orders(self.schedule.times)
+        self._history: History | None = None
 
     @property
     def init_noise_sigma(self) -> float:
@@ -133,12 +137,16 @@ class Scheduled(StandIn):
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
     ) -> StepOutput:
-        """One Euler step in flow coordinates, in float32."""
+        """One step of the schedule's solver in flow coordinates, in float32."""
         k = self._index(timestep)
         t, t_next = self.schedule.times[k : k + 2]
         x = sample.float() / self.host.scale(t)
         v = self.host.velocity(model_output, x, t)
-        moved = torch.add(x, v, alpha=t_next - t) * self.host.scale(t_next)
+        # A run that begins part-way lacks the outputs that a high order asks for.
+        known = 0 if self._history is None else len(self._history.times)
+        order = min(self._orders[k], self.solver.highest_order(known, t_next))
+        moved, self._history = self.solver.step(self._history, x, v, t, t_next, order)
+        moved = moved * self.host.scale(t_next)
         self._step_index = k + 1
         return StepOutput((moved.to(sample.dtype),), x - t * v)
 
@@ -171,19 +179,25 @@ def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any
     """A copy of ``scheduler`` that takes the steps of ``schedule`` and nothing else.
 
     It is of the scheduler's own class, keeps its state and shows the network what the original
-    would, and takes Euler steps at the schedule's times whatever the class's own solver is.
+    would, and takes the steps of the schedule's solver whatever the class's own is.
 
     Raises:
         ExportError: a schedule of another path or time shift (unless ``force``), or of a solver
-            that no host has. A shift by resolution is known, and checked, when the pipeline runs.
+            that evaluates the model between the steps, which pipelines do not. A shift by
+            resolution is known, and checked, when the pipeline runs.
         UnknownScheduler: a scheduler that cannot be read.
     """
     host = read_host(original_of(scheduler))
     check_host(schedule, host, force)
-    if schedule.solver != "euler":
-        raise ExportError(f"solver: expected 'euler', got {schedule.solver!r}")
+    solver = get(schedule.solver)
+    if not isinstance(solver, Multistep):
+        known = ", ".join(name for name, s in SOLVERS.items() if isinstance(s, Multistep))
+        raise ExportError(
+            f"solver: expected one of a single evaluation per step ({known}), got "
+            f"{schedule.solver!r}"
+        )
     made = stand_in(Scheduled, scheduler)
-    made.schedule, made.host, made.force = schedule, host, force
+    made.schedule, made.solver, made.host, made.force = schedule, solver, host, force
     made.set_timesteps()
     return made
 

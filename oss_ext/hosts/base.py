@@ -23,15 +23,6 @@ from torch import Tensor
 
 from oss_ext.noise import FlowPath, Path, distinct, velocity_of
 
-FIRST_ORDER = {
-    "FlowMatchEulerDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "EDMEulerScheduler",
-    "DDIMScheduler",
-    "DDIMParallelScheduler",
-    "CogVideoXDDIMScheduler",
-}
-
 # Hosts make timesteps of float32 sigmas and may then cut off the fraction: how far below a whole
 # number still counts as that number.
 TRUNCATION_GUARD = 2e-4
@@ -70,11 +61,6 @@ class Host:
     @property
     def config(self) -> Any:
         return self.scheduler.config
-
-    @property
-    def takes_euler_steps(self) -> bool:
-        """Whether its own solver is Euler's (DDIM): what it then runs is what was searched."""
-        return self.name in FIRST_ORDER or self.config.get("solver_order") == 1
 
     def timesteps(self, times: Tensor) -> Tensor:
         """What the host tells the network at flow times ``times``, float64.

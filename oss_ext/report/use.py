@@ -73,13 +73,13 @@ def _schedule(run: Run, number: int, c: Contender, score: Judgement | None, open
 
 
 def _host(schedule: Schedule, file: str, name: str) -> Html:
-    form = export.FORMATS[name]
+    about = export.FORMATS[name].about(schedule.solver)
     try:
         text = export.to(schedule, name)
     except export.ExportError as error:
-        return join(element("p", form.host), element("p", f"Refused: {error}", class_="refused"))
+        return join(element("p", about), element("p", f"Refused: {error}", class_="refused"))
     return join(
-        element("p", form.host),
+        element("p", about),
         code(text, f"schedule for {name}"),
         code(f"oss export {file} --to {name}", "command"),
     )

@@ -168,7 +168,7 @@ class Multistep(Solver):
         t: float,
         t_next: float,
         order: int,
-        evaluate: Velocity,
+        evaluate: Velocity | None = None,
     ) -> tuple[Tensor, History | None]:
         history = history or History((), (), 0)
         times = [torch.tensor(s, dtype=torch.float64) for s in (t, *history.times, t_next)]
