@@ -10,6 +10,7 @@ images = oss.sample(model, model.noise(8, seed=1), result.schedule(10))
 
 from oss_ext import baselines, contest, export, metrics, models, noise, ops, solvers
 from oss_ext.calibrate import calibrate
+from oss_ext.checkpoint import Checkpoint, CheckpointError
 from oss_ext.evaluate import compare
 from oss_ext.groups import search_groups
 from oss_ext.plan import plan
@@ -21,6 +22,8 @@ from oss_ext.teacher import Trajectory, teacher
 from oss_ext.version import __version__
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
     "Refinement",
     "Schedule",
     "ScheduleError",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oss_ext import arguments, dp
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import NonFiniteError
+from oss_ext.models.wrapped import Wrapped
 from oss_ext.progress import progress_bar
 from oss_ext.search import SearchResult, search
 from oss_ext.teacher import Trajectory, teacher
@@ -106,29 +107,12 @@ def _joined(tables: Sequence[dp.Table]) -> dp.Table:
     )
 
 
-class Part(Model):
+class Part(Wrapped):
     """``model``, whose first sample is sample ``first`` of the whole."""
 
     def __init__(self, model: Model, first: int) -> None:
-        self._model, self.first = model, first
-        for name in Model.__annotations__:
-            setattr(self, name, getattr(model, name))
+        super().__init__(model)
+        self.first = first
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        return self._model(x, t, sample + self.first)
-
-    @property
-    def setting_up(self) -> bool:
-        return self._model.setting_up
-
-    def networks(self) -> Mapping[str, nn.Module]:
-        return self._model.networks()
-
-    def fingerprint(self) -> str:
-        return self._model.fingerprint()
-
-    def times(self, steps: int) -> Tensor:
-        return self._model.times(steps)
-
-    def timesteps(self, times: Tensor) -> Tensor:
-        return self._model.timesteps(times)
+        return super().__call__(x, t, sample + self.first)

@@ -21,7 +21,7 @@ FLOORS = (
     ("noise", "ops", "statistics", "distributed", "amplitude"),
     ("schedule", "metrics", "solvers", "hosts", "machine"),
     ("models", "export", "presets"),
-    ("teacher", "sampling"),
+    ("teacher", "sampling", "checkpoint"),
     ("dp", "calibrate"),
     ("refine", "evaluate", "coarse", "beam"),
     ("baselines", "plan"),
@@ -37,6 +37,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # A family is a folder: its __init__ is the registry and knows every member, a member knows the
 # family's base (these files) and its own helpers, whose names begin with its own and "_".
 BASES = {
+    "cli": {"base", "resume"},
     "dp": {"table", "few"},
     "ops": {"schema", "checks", "backend"},
     "report": {"base", "chart", "markup"},

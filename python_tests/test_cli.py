@@ -343,6 +343,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path) -> None:
         "--steps=400",
         "--samples=16",
         "--quiet",
+        "--no-checkpoint",
     )
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTIBLE, "search", *long],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from typing import Any
 
 import click
 
@@ -10,6 +12,15 @@ import oss_ext
 from oss_ext.cli import compare, info, reports, schedules, search, students
 
 INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
+TERMINATED = 143  # and by SIGTERM
+
+
+class _Terminated(BaseException):
+    """What SIGTERM raises, so that files are left whole."""
+
+
+def _terminate(*signal_and_frame: object) -> None:
+    raise _Terminated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +56,10 @@ for command in (
 
 
 def main() -> None:
-    """Entry point: errors are one line on stderr; 0 done, 1 failed, 2 misused, 130 interrupted."""
+    """Entry point: errors are one line on stderr; 0 done, 1 failed, 2 misused, 130 interrupted,
+    143 terminated."""
+    status: Any
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         status = cli(prog_name="oss", standalone_mode=False)
     except click.ClickException as error:
@@ -54,8 +68,13 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         status = INTERRUPTED
+    except _Terminated:
+        click.echo("terminated", err=True)
+        status = TERMINATED
     except (ValueError, RuntimeError, OSError) as error:
         lines = str(error).splitlines() or [repr(error)]
         click.echo(f"error: {lines[0]}", err=True)  # torch appends stack traces to its messages
         status = 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(status or 0)

@@ -27,6 +27,8 @@ from oss_ext.teacher import Trajectory
 
 PRESET = "preset:"
 DEFAULT_MODEL = "digits"
+ARGUMENTS = "arguments"
+"""In the context of a command that can be resumed: those that it began with."""
 
 
 class Budgets(click.ParamType):  # type: ignore[type-arg]
@@ -256,7 +258,7 @@ def check_images(option: str, model: Model) -> None:
 def run_of(model: Model, teacher: Trajectory, contenders: Sequence[Contender], **found: Any) -> Run:
     """The run that this command was, as data; ``found`` as ``Run`` has it."""
     return Run(
-        command="oss " + shlex.join(sys.argv[1:]),
+        command=command_line(),
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         machine={name: str(fact) for name, fact in configuration(model.device.type).items()},
         model=model.name,
@@ -268,3 +270,10 @@ def run_of(model: Model, teacher: Trajectory, contenders: Sequence[Contender], *
         contenders=tuple(contenders),
         **{"calibration": teacher.samples, "held_out": 0} | found,
     )
+
+
+def command_line() -> str:
+    """Of this run; where it was resumed, as it began."""
+    ctx = click.get_current_context()
+    arguments = [ctx.info_name, *ctx.meta[ARGUMENTS]] if ARGUMENTS in ctx.meta else sys.argv[1:]
+    return "oss " + shlex.join(arguments)

@@ -27,8 +27,10 @@ from oss_ext.cli.base import (
     solver_option,
     teacher_solver_option,
 )
+from oss_ext.cli.resume import Resumable, resumable, resume_options
 from oss_ext.groups import in_groups, search_groups
 from oss_ext.metrics import EvaluatedMetric, Metric
+from oss_ext.models import Model
 from oss_ext.models.hidden import find_module
 from oss_ext.plan import QUALITIES
 from oss_ext.report import plot_schedules, plot_spread
@@ -40,7 +42,7 @@ from oss_ext.teacher import Trajectory
 from oss_ext.teacher import teacher as make_teacher
 
 
-@click.command()
+@click.command(cls=Resumable)
 @model_options
 @click.option("--steps", type=Budgets(), default="5,10", show_default=True,
               help="Budgets to write a schedule for.")  # fmt: skip
@@ -88,6 +90,7 @@ from oss_ext.teacher import teacher as make_teacher
               help="Also store the teacher's quantiles, for amplitude calibration. "
               "[default: not; without a value the paper's, 0.05,0.95]")  # fmt: skip
 @batch_option
+@resume_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="schedules",
               show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
 @quiet_option
@@ -115,13 +118,16 @@ def search(
     off_grid: bool,
     amplitude: tuple[float, float] | None,
     max_batch: int | None,
+    resume: Path | None,
+    keep: bool,
     out: Path,
     quiet: bool,
 ) -> None:
     """Search schedules and write one JSON file per budget.
 
     Files are called MODEL-STEPS.json (MODEL-STEPS-SAMPLE.json for an instance search without
-    --aggregate). Nothing is written before the search has ended.
+    --aggregate). While the search lasts, OUT holds a checkpoint: --resume OUT goes on from there,
+    to the same schedules.
 
     \b
     oss search --pipeline DIR --prompts prompts.txt --teacher-steps 100 --steps 8,10,20
@@ -188,21 +194,38 @@ def search(
         "max_batch": max_batch,
         "progress": not quiet,
     }
-    if group is None:
-        trajectory = teach(model, initial, progress=not quiet)
-        result = search_schedules(model, trajectory, steps, scope=scope, **options)
-    else:
-        result = search_groups(model, initial, steps, group=group, teach=teach, **options)
-        trajectory = result.trajectory
-    click.echo(result.summary())
-    found = _contenders(result, model.name)
-    if amplitude is not None:
-        for n, c in enumerate(found):
-            assert c.schedule is not None
-            teachers: Iterable[Trajectory] = [trajectory]
-            if group is not None:  # made once more: there was never room for all of them
-                teachers = (teach(*part) for part in in_groups(model, initial, group))
-            found[n] = replace(c, schedule=calibrate(teachers, c.schedule, levels=amplitude))
+    looks_inside = isinstance(metric, EvaluatedMetric) and metric.module is not None
+    if looks_inside and keep:
+        click.echo("note: no checkpoint: the metric looks inside the network", err=True)
+    size = (len(times) - 1 + planned.nfe) * initial.nbytes
+    keep = keep and not looks_inside
+    with resumable(model, out, resume=resume is not None, keep=keep, size=size) as (answers, notes):
+        if group is None:
+            trajectory = teach(answers, initial, progress=not quiet)
+            result = search_schedules(answers, trajectory, steps, scope=scope, **options)
+        else:
+            result = search_groups(answers, initial, steps, group=group, teach=teach, **options)
+            trajectory = result.trajectory
+        click.echo(result.summary())
+        found = _contenders(result, model.name, "; ".join(notes))
+        if amplitude is not None:
+            for n, c in enumerate(found):
+                assert c.schedule is not None
+                teachers: Iterable[Trajectory] = [trajectory]
+                if group is not None:  # made once more: there was never room for all of them
+                    teachers = (teach(*part) for part in in_groups(answers, initial, group))
+                found[n] = replace(c, schedule=calibrate(teachers, c.schedule, levels=amplitude))
+        _write(model, trajectory, result, found, out)
+
+
+def _write(
+    model: Model,
+    trajectory: Trajectory,
+    result: SearchResult,
+    found: list[Contender],
+    out: Path,
+) -> None:
+    """The run with its schedules and their pictures to ``out``."""
     each = result.objective.scope == "instance"
     spread = {count: result.spread(count) for count in result.steps} if each else {}
     run = run_of(
@@ -215,7 +238,7 @@ def search(
     plotted = dict(sorted(plotted.items(), key=lambda item: item[1].steps))
     plot_schedules(plotted, out / "schedules.png")
     pictures = ["schedules.png"]
-    if aggregate is not None:
+    if result.objective.aggregate is not None:
         averaged = {c.name: c.schedule for c in found if c.schedule is not None}
         around = {c.name: spread[c.steps] for c in found}
         plot_spread(averaged, around, out / "spread.png")
@@ -224,7 +247,7 @@ def search(
     click.echo(f"wrote {', '.join(wrote[:-1])} and {wrote[-1]} to {out}")
 
 
-def _contenders(result: SearchResult, model: str) -> list[Contender]:
+def _contenders(result: SearchResult, model: str, note: str) -> list[Contender]:
     """The schedules found, with the files they go to."""
     found = []
     for count in result.steps:
@@ -240,6 +263,7 @@ def _contenders(result: SearchResult, model: str) -> list[Contender]:
                     count,
                     schedule,
                     seconds=result.seconds,
+                    note=note,
                     file=f"{model}-{count}{file}.json",
                 )
             )

@@ -1,0 +1,106 @@
+"""Commands that can be cut off and continued: their checkpoint, and ``--resume``."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from oss_ext.checkpoint import Checkpoint, settings_of
+from oss_ext.cli.base import ARGUMENTS
+from oss_ext.models import Model
+from oss_ext.version import __version__
+
+FOLDER = "checkpoint"
+"""Within that of a run, as long as the run lasts."""
+
+
+class Resumable(click.Command):
+    """A command whose ``--resume RUN`` stands for the arguments that RUN was begun with."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = list(args)
+        rest = super().parse_args(ctx, args)
+        run: Path | None = ctx.params["resume"]
+        if run is None:
+            return rest
+        for parameter in self.params:
+            name = parameter.name or ""
+            given = ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
+            if given and name not in ("resume", "quiet"):
+                raise click.UsageError(
+                    f"{parameter.opts[0]}: expected none beside --resume, which takes all options "
+                    "from the run"
+                )
+        quiet = ctx.params["quiet"]
+        ctx.meta[ARGUMENTS] = settings_of(run / FOLDER)[ARGUMENTS]
+        rest = super().parse_args(ctx, list(ctx.meta[ARGUMENTS]))
+        ctx.params |= {"resume": run, "out": run, "quiet": quiet}
+        return rest
+
+
+def resume_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``--resume RUN`` and ``--no-checkpoint``, given as ``resume`` and ``keep``."""
+    command = click.option(
+        "--resume", type=click.Path(path_type=Path, file_okay=False), metavar="RUN",
+        help="Go on with what was cut off in this folder; all options are taken from it.",
+    )(command)  # fmt: skip
+    return click.option(
+        "--checkpoint/--no-checkpoint", "keep", default=True, show_default=True,
+        help="Keep the model's answers in the folder of the run while it lasts, to go on from.",
+    )(command)  # fmt: skip
+
+
+@contextmanager
+def resumable(
+    model: Model, run: Path, *, resume: bool, keep: bool, size: int
+) -> Iterator[tuple[Model, list[str]]]:
+    """``model`` with its answers kept in ``run`` while the block lasts, and what is to be said of
+    those that were there.
+
+    Args:
+        model: of the run.
+        run: folder of it.
+        resume: go on from what is kept there.
+        keep: whether anything is to be kept.
+        size: bytes of all answers.
+    """
+    if not keep:
+        yield model, []
+        return
+    existing = next(parent for parent in (run, *run.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if size > free and not resume:
+        click.echo(
+            f"note: no checkpoint: the answers take up to {size / 2**30:.1f} GiB, and "
+            f"{existing} has {free / 2**30:.1f} GiB left",
+            err=True,
+        )
+        yield model, []
+        return
+    ctx = click.get_current_context()
+    again = f"oss {ctx.info_name} --resume {shlex.quote(str(run))}"
+    settings: dict[str, Any] = {
+        ARGUMENTS: ctx.meta[ARGUMENTS],
+        "directory": str(Path.cwd()),
+        "model": f"{model.name} with hash {model.fingerprint()}",
+        "oss_ext": __version__,
+    }
+    with Checkpoint(run / FOLDER, settings, resume=resume) as checkpoint:
+        try:
+            yield checkpoint.recorded(model), checkpoint.notes
+        except BaseException:
+            if checkpoint.kept or resume:
+                click.echo(f"what the model answered is kept: `{again}` goes on", err=True)
+            raise
+        if resume:
+            click.echo(f"resumed: {checkpoint.taken} of {checkpoint.kept} model calls were there")
+        for note in checkpoint.notes:
+            click.echo(f"note: {note}", err=True)
+        checkpoint.remove()
