@@ -40,7 +40,7 @@ __all__ = [
     "next_sources", "replay", "run",
 ]  # fmt: skip
 
-VELOCITY_BYTES = 2**30
+VELOCITY_BYTES = 2**28
 """Velocities of one step kept at once by default; more are streamed through in chunks."""
 
 

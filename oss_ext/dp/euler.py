@@ -11,13 +11,17 @@ from oss_ext.teacher import Trajectory
 
 
 class EulerSteps:
-    """The states of all rows, moved one step at a time.
+    """The states of all rows, moved one step at a time, in place.
+
+    Sources come in ascending chunks as their velocities are made, and each moves only rows below
+    it, which were all used before. So there are the teacher, the states and a chunk of velocities,
+    and nothing else of their size.
 
     Args:
         evaluator: of the model.
         trajectory: the teacher.
         reduce: as in ``run``.
-        velocity_bytes: memory for velocities; what exceeds it is streamed through in chunks.
+        velocity_bytes: memory for velocities; at least one row's are there.
     """
 
     def __init__(
@@ -25,37 +29,27 @@ class EulerSteps:
     ) -> None:
         self._evaluator, self._times, self._reduce = evaluator, trajectory.times, reduce
         self._teacher = trajectory.states
-        self._state = self._teacher[-1:].expand_as(self._teacher)
-        self._chunk = max(1, velocity_bytes // self._teacher[0].nbytes)
+        self._state = self._teacher[-1:].repeat(
+            len(self._teacher), *[1] * (self._teacher.dim() - 1)
+        )
+        chunk = max(1, velocity_bytes // self._teacher[0].nbytes)
+        self._velocity = torch.empty_like(self._teacher[1 : 1 + chunk])
 
     def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, None]:
         """Cost and parent of a step from the sources ``live``, bool ``[N+1, B]``."""
-        rows = len(live)
-        times, mask = self._times.to(self._state.device), live.to(self._state.device)
-        if self._chunk < rows - 1:
-            return self._streamed(live, times, mask)
-        velocity = torch.empty_like(self._teacher)
-        self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
-        self._state, cost, parent = ops.dp_step(
-            self._state, velocity, self._teacher, times, source_mask=mask, reduce=self._reduce
-        )
-        return cost, parent, None
-
-    def _streamed(self, live: Tensor, times: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, None]:
-        rows, samples = live.shape
+        state, (rows, samples) = self._state, live.shape
+        times, mask = self._times.to(state.device), live.to(state.device)
         columns = samples if self._reduce == "none" else 1
-        state = self._state.clone(memory_format=torch.contiguous_format)
         cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=state.device)
         parent = torch.full_like(cost[:, :columns], -1, dtype=torch.int64)
-        for first in range(1, rows, self._chunk):
-            last = min(first + self._chunk, rows)
-            sources = live[first:last].nonzero()
+        for first in range(1, rows, len(self._velocity)):
+            velocity = self._velocity[: rows - first]
+            here = slice(first, first + len(velocity))
+            sources = live[here].nonzero()
             if len(sources):
-                velocity = torch.empty_like(self._teacher[first:last])
-                self._evaluator.fill(velocity, state[first:last], self._times[first:last], sources)
+                self._evaluator.fill(velocity, state[here], self._times[here], sources)
                 ops.dp_accumulate_(
                     state, velocity, first, self._teacher, times, cost, parent,
                     source_mask=mask, reduce=self._reduce,
                 )  # fmt: skip
-        self._state = state
         return cost.to(state.dtype), parent, None
