@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments, solvers
+from oss_ext import scratch as scratch_files
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.noise import Path, check_grid
@@ -46,6 +47,7 @@ class Trajectory:
         block: rows per model call.
         nfe: model evaluations per sample.
         seconds: wall time.
+        scratch: folder of the files that arrays as large as ``states`` are in; None: in memory.
     """
 
     times: Tensor
@@ -60,6 +62,7 @@ class Trajectory:
     nfe: int
     seconds: float
     x0: Tensor | None = None
+    scratch: scratch_files.Folder = None
 
     @property
     def steps(self) -> int:
@@ -175,6 +178,7 @@ def teacher(
     solver: str = "euler",
     max_batch: int | None = None,
     keep_x0: bool = False,
+    scratch: scratch_files.Folder = None,
     progress: bool = False,
 ) -> Trajectory:
     """Sample with many steps and keep every state.
@@ -187,10 +191,13 @@ def teacher(
         solver: the teacher's, a name in ``oss_ext.solvers.SOLVERS``.
         max_batch: rows per model call; None: all B samples in one.
         keep_x0: keep what metrics of the clean sample compare, as much again as the states.
+        scratch: folder for files in place of memory, for this trajectory's states and for those of
+            Euler students that are searched with it; on the CPU only.
         progress: show a progress bar.
 
     Raises:
         ValueError: bad arguments, an unknown solver, or a velocity of the wrong shape.
+        OSError: no room in ``scratch``.
         NonFiniteError: the model returned NaN or inf; the message names time and sample.
     """
     model.check_noise(noise)
@@ -199,9 +206,11 @@ def teacher(
     start, samples = time.perf_counter(), len(noise)
     # The search compares in float32 or better whatever precision the model runs in.
     dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
-    states = torch.empty((len(grid), *noise.shape), dtype=dtype, device=noise.device)
+    scratch_files.check(scratch, noise.device)
+    shape = (len(grid), *noise.shape)
+    states = scratch_files.empty(shape, dtype, noise.device, scratch)
     states[-1] = noise
-    x0 = torch.empty_like(states) if keep_x0 else None
+    x0 = scratch_files.empty(shape, dtype, noise.device, scratch) if keep_x0 else None
     row_of = {t: row for row, t in enumerate(grid.tolist())}
     used = solvers.get(solver)
     evaluations = (len(grid) - 1) * used.evaluations * samples
@@ -233,4 +242,5 @@ def teacher(
         nfe=evaluator.nfe // samples,
         seconds=time.perf_counter() - start,
         x0=x0,
+        scratch=scratch,
     )

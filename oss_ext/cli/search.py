@@ -90,6 +90,8 @@ from oss_ext.teacher import teacher as make_teacher
               help="Also store the teacher's quantiles, for amplitude calibration. "
               "[default: not; without a value the paper's, 0.05,0.95]")  # fmt: skip
 @batch_option
+@click.option("--scratch", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="Folder for trajectories in files in place of memory; on the CPU.")  # fmt: skip
 @resume_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="schedules",
               show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
@@ -118,6 +120,7 @@ def search(
     off_grid: bool,
     amplitude: tuple[float, float] | None,
     max_batch: int | None,
+    scratch: Path | None,
     resume: Path | None,
     keep: bool,
     out: Path,
@@ -179,6 +182,7 @@ def search(
         solver=teacher_solver,
         max_batch=max_batch,
         keep_x0=metric.needs_x0,
+        scratch=scratch,
     )
     options: dict[str, Any] = {
         "quality": quality,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oss_ext import ops
+from oss_ext import ops, scratch
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.teacher import Trajectory
 
@@ -29,9 +29,10 @@ class EulerSteps:
     ) -> None:
         self._evaluator, self._times, self._reduce = evaluator, trajectory.times, reduce
         self._teacher = trajectory.states
-        self._state = self._teacher[-1:].repeat(
-            len(self._teacher), *[1] * (self._teacher.dim() - 1)
+        self._state = scratch.empty(
+            self._teacher.shape, self._teacher.dtype, self._teacher.device, trajectory.scratch
         )
+        self._state[:] = trajectory.noise
         chunk = max(1, velocity_bytes // self._teacher[0].nbytes)
         self._velocity = torch.empty_like(self._teacher[1 : 1 + chunk])
 

@@ -1,0 +1,176 @@
+"""Memory and time of a search as large as a video's, beside the published formulation.
+
+    python bench/bench_search_memory.py                     # Wan 2.1 at 480p: 16 x 21 x 60 x 104
+    python bench/bench_search_memory.py --steps 20 --shape 16 4 30 52
+
+A teacher of ``--steps`` steps and a dynamic programme over them, for one sample and a velocity that
+costs next to nothing, each in a process of its own: in memory, with trajectories on disk, and as
+the published code has it (all velocities and one source's candidates at once). Counted is
+anonymous memory at its peak, above that of a process that imported torch, as a multiple of one
+array of the trajectory's size; what lies in files the system can drop and fetch again, and is shown
+beside it. Exits with 1 where a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIB, GIB = 2**20, 2**30
+WAN = (16, 21, 60, 104)
+BUDGET = 10
+TARGETS = {"in memory": "2.3 arrays and 200 MiB", "on disk": "1 GiB, twice the time in memory"}
+
+
+class Watch(threading.Thread):
+    """The peak of this process's anonymous memory and of its file pages."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.first, self.peak = self._now(), (0, 0)
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.005):
+            self.peak = tuple(map(max, self.peak, self._now()))  # type: ignore[assignment]
+
+    def stop(self) -> tuple[int, int]:
+        """Bytes of both at their peaks, anonymous ones above the first."""
+        self._ended.set()
+        self.join()
+        return self.peak[0] - self.first[0], self.peak[1]
+
+    @staticmethod
+    def _now() -> tuple[int, int]:
+        status = Path("/proc/self/status").read_text()
+        fields = dict(re.findall(r"(Rss\w+):\s*(\d+) kB", status))
+        return 1024 * int(fields["RssAnon"]), 1024 * int(fields["RssFile"])
+
+
+def make_model(shape: tuple[int, ...]) -> Any:
+    import oss_ext as oss
+
+    def velocity(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        return torch.sin(x).mul_(1 - 0.5 * float(t[0]))
+
+    return oss.models.from_callable(velocity, shape=shape, predicts="velocity")
+
+
+def ours(shape: tuple[int, ...], steps: int, scratch: str | None) -> tuple[int, ...]:
+    import oss_ext as oss
+
+    model = make_model(shape)
+    teacher = oss.teacher(model, model.noise(1), steps=steps, scratch=scratch)
+    found = oss.search(model, teacher, BUDGET, quality="dp")
+    return found.schedule(BUDGET).indices
+
+
+def published(shape: tuple[int, ...], steps: int, scratch: str | None) -> tuple[int, ...]:
+    """As the published code: an array of velocities, and all targets of a source at once."""
+    import oss_ext as oss
+
+    model = make_model(shape)
+    teacher = oss.teacher(model, model.noise(1), steps=steps)
+    states, times = teacher.states, teacher.times
+    sample = torch.zeros(1, dtype=torch.int64)
+    state, rows = states[-1:].repeat(steps + 1, *[1] * (states.dim() - 1)), []
+    for _ in range(BUDGET):
+        live = (
+            range(1, steps + 1)
+            if not rows
+            else [i for i in range(1, steps + 1) if rows[-1][i] >= 0]
+        )
+        velocity = torch.stack(
+            [model(state[i], times[i : i + 1], sample) for i in range(steps + 1)]
+        )
+        best = torch.full((steps + 1,), torch.inf)
+        parent, after = torch.full((steps + 1,), -1), state.clone()
+        for i in live:
+            step = (times[:i] - times[i]).float().view(-1, *[1] * (states.dim() - 1))
+            candidates = state[i] + step * velocity[i]
+            cost = (candidates - states[:i]).square().flatten(1).mean(dim=1)
+            better = cost <= best[:i]
+            best[:i][better] = cost[better]
+            parent[:i][better] = i
+            after[:i][better] = candidates[better]
+        state = after
+        rows.append(parent.tolist())
+    path = [0]
+    for parents in reversed(rows):
+        path.append(parents[path[-1]])
+    return tuple(reversed(path))
+
+
+WAYS: dict[str, Callable[..., tuple[int, ...]]] = {
+    "in memory": ours, "on disk": ours, "published": published,
+}  # fmt: skip
+
+
+def measure(way: str, shape: tuple[int, ...], steps: int, folder: str) -> None:
+    """Print what ``way`` takes, in this process."""
+    watch = Watch()
+    watch.start()
+    begin = time.perf_counter()
+    rows = WAYS[way](shape, steps, folder if way == "on disk" else None)
+    seconds = time.perf_counter() - begin
+    anonymous, files = watch.stop()
+    print(anonymous, files, seconds, *rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", type=int, nargs="+", default=WAN)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--scratch", help="folder for the files; default: a temporary one")
+    parser.add_argument("--measure", choices=list(WAYS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    shape = tuple(options.shape)
+    if options.measure:
+        measure(options.measure, shape, options.steps, options.scratch)
+        return 0
+    from oss_ext.machine import configuration
+
+    array = (options.steps + 1) * torch.Size(shape).numel() * 4
+    print(*(f"- {name}: {value}" for name, value in configuration().items()), sep="\n")
+    print(
+        f"- {BUDGET} of {options.steps} steps of {shape}, float32; an array of "
+        f"{array / MIB:.0f} MiB\n"
+    )
+    print("| | anonymous memory, MiB | arrays | in files, MiB | seconds |\n|:--|--:|--:|--:|--:|")
+    found: dict[str, tuple[float, float]] = {}
+    paths = set()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        for way in options.ways:
+            command = [sys.executable, __file__, "--measure", way, "--scratch", folder]
+            command += ["--steps", str(options.steps), "--shape", *map(str, shape)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            taken, files, seconds, *rows = map(float, done.stdout.split())
+            found[way], paths = (taken, seconds), paths | {tuple(rows)}
+            print(f"| {way} | {taken / MIB:.0f} | {taken / array:.2f} | {files / MIB:.0f} | "
+                  f"{seconds:.1f} |", flush=True)  # fmt: skip
+    print(f"\nThe schedules are {'the same' if len(paths) == 1 else 'NOT the same'}.")
+    met = {}
+    if "in memory" in found:
+        met["in memory"] = found["in memory"][0] <= 2.3 * array + 200 * MIB
+    if {"in memory", "on disk"} <= found.keys():
+        slower = found["on disk"][1] / found["in memory"][1]
+        met["on disk"] = found["on disk"][0] <= GIB and slower <= 2
+    for way, reached in met.items():
+        print(f"Target {way}, {TARGETS[way]}: {'reached' if reached else 'MISSED'}.")
+    return int(len(paths) > 1 or not all(met.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
