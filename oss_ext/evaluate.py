@@ -13,6 +13,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from oss_ext import solvers
 from oss_ext.amplitude import quantiles
 from oss_ext.models.base import Model
 from oss_ext.sampling import student_states
@@ -135,8 +136,8 @@ def compare(
 
     Raises:
         ValueError: a model other than that of ``held_out``; ``amplitude`` of a schedule that is
-            not there or has none; features of another shape, of fewer than 2 samples, or not
-            finite.
+            not there or has none; a solver that is not known, or orders that it does not have;
+            features of another shape, of fewer than 2 samples, or not finite.
     """
     able = [name for name, schedule in schedules.items() if schedule.amplitude is not None]
     if not set(amplitude) <= set(able):
@@ -147,6 +148,8 @@ def compare(
     held_out.check_model(model)
     model.check_noise(held_out.noise)
     # Before any run, which can be long.
+    for schedule in schedules.values():
+        solvers.get(schedule.solver).check_orders(schedule.orders, schedule.times)
     aim = None if features is None else _features(features, held_out.final, "the teacher")
     scores = []
     for name, schedule in schedules.items():

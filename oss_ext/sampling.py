@@ -34,12 +34,11 @@ def student_states(
             "oss search --amplitude), got one without"
         )
     solver = solvers.get(schedule.solver)
-    evaluations = schedule.steps * solver.evaluations * len(noise)
+    solver.check_orders(schedule.orders, schedule.times)
+    evaluations = solvers.evaluations(solver, schedule.times, schedule.orders) * len(noise)
     with progress_bar("sample", evaluations, progress) as bar:
         evaluator = Evaluator(model, len(noise), max_batch, bar.update)
         dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
-        if schedule.orders:
-            solver.check_orders(schedule.orders, schedule.times)
         yield from solvers.integrate(
             solver,
             evaluator.at,

@@ -212,8 +212,8 @@ def teacher(
     states[-1] = noise
     x0 = scratch_files.empty(shape, dtype, noise.device, scratch) if keep_x0 else None
     row_of = {t: row for row, t in enumerate(grid.tolist())}
-    used = solvers.get(solver)
-    evaluations = (len(grid) - 1) * used.evaluations * samples
+    used, descending = solvers.get(solver), grid.flip(0).tolist()
+    evaluations = solvers.evaluations(used, descending) * samples
     with progress_bar("teacher", evaluations, progress) as bar:
         evaluator = Evaluator(model, samples, max_batch, bar.update)
 
@@ -223,7 +223,7 @@ def teacher(
                 torch.add(x, v, alpha=-t, out=x0[row_of[t]])
             return v
 
-        path = solvers.integrate(used, velocity, states[-1], grid.flip(0).tolist())
+        path = solvers.integrate(used, velocity, states[-1], descending)
         for row, x in zip(range(len(grid) - 2, -1, -1), path, strict=True):
             states[row] = x
     final = states[0]

@@ -236,6 +236,15 @@ def test_every_multistep_solver_runs_with_its_orders(pipeline: str, name: str) -
     found.model.close()
 
 
+def test_orders_that_the_solver_does_not_have_are_refused(sd3: Searched) -> None:
+    for orders in ((1, 3, 1), (2, 2, 1)):
+        schedule = replace(sd3.schedule, solver="dpmpp-2m", orders=orders)
+        with pytest.raises(
+            ValueError, match=r"^orders: expected one per step, at most \[1, 2, 1\]"
+        ):
+            export.attach(schedule, sd3.pipe)
+
+
 def test_a_run_that_begins_part_way_takes_the_orders_that_it_can(sd3: Searched) -> None:
     schedule = replace(sd3.schedule, solver="dpmpp-2m", orders=(1, 2, 1))
     made = export.scheduled(schedule, sd3.pipe.scheduler)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from driver_cases import (
     each_seed,
     one_thread,  # noqa: F401
     random_mixture,
+    recorded,
 )
 from oss_ext import solvers
 from oss_ext.solvers import SOLVERS, Multistep
@@ -101,6 +105,34 @@ def test_it_evaluates_as_often_as_it_says(name: str) -> None:
     list(solvers.integrate(solver, velocity, torch.ones(1, 1), times))
     assert len(calls) == 5 * solver.evaluations
     assert set(times[:-1]) <= set(calls)
+
+
+@each_solver
+@pytest.mark.parametrize("first", [1.0, 0.9])
+@pytest.mark.parametrize("last", [0.0, 0.1])
+def test_the_evaluations_of_a_run_are_known_beforehand(
+    name: str, first: float, last: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps from pure noise and to the clean end take fewer: so do the totals that bars show."""
+    totals: dict[str, int] = {}
+
+    def bar(desc: str, total: int, **_: object) -> Any:
+        totals[desc] = total
+        return contextlib.nullcontext(SimpleNamespace(update=lambda rows: None))
+
+    monkeypatch.setattr("oss_ext.progress.tqdm", bar)
+    times = [first, 0.8, 0.6, 0.3, last]
+    model, calls = recorded(random_mixture(1))
+    trajectory = oss.teacher(model, model.noise(2), times=torch.tensor(times[::-1]), solver=name)
+    evaluations = solvers.evaluations(solvers.get(name), trajectory.times.flip(0).tolist())
+    assert len(calls) == trajectory.nfe == evaluations
+    assert totals["teacher"] == 2 * evaluations
+    for orders in ((), (1, 1, 1, 1)):
+        calls.clear()
+        schedule = trajectory.schedule((4, 3, 2, 1, 0), solver=name, orders=orders)
+        oss.sample(model, trajectory.noise, schedule)
+        assert totals["sample"] == 2 * len(calls)
+        assert len(calls) == (4 if orders else evaluations)
 
 
 @each_solver
@@ -242,8 +274,37 @@ def test_a_schedule_without_orders_takes_the_solvers_usual_ones() -> None:
     assert torch.equal(student((1, 1, 1, 1)), student((), solver="euler"))
 
 
+ORDERS = r"^orders: expected one per step, at most \[1, 2, 2, 1\] with solver 'dpmpp-2m', got"
+
+
 @pytest.mark.parametrize("orders", [(1, 3, 2, 1), (2, 2, 2, 1), (1, 2, 2, 2)])
 def test_orders_that_a_solver_does_not_have_are_refused(orders: tuple[int, ...]) -> None:
-    message = r"^orders: expected one per step, at most \[1, 2, 2, 1\] with solver 'dpmpp-2m', got"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=ORDERS):
         student(orders)
+
+
+@pytest.mark.parametrize("orders", [(1, 2, 2), (1, 2, 2, 1, 1), (0, 2, 2, 1)])
+def test_orders_are_one_per_step(orders: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=ORDERS):
+        solvers.get("dpmpp-2m").check_orders(orders, [1.0, 0.7, 0.4, 0.2, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"solver": "dpmpp-2m", "orders": (1, 3, 2, 1)}, ORDERS),
+        ({"solver": "magic"}, "^unknown solver 'magic'"),
+    ],
+)
+def test_no_run_begins_before_all_solvers_and_orders_are_known_to_be(
+    change: dict[str, Any], message: str
+) -> None:
+    model, calls = recorded(random_mixture(1))
+    trajectory = oss.teacher(model, model.noise(2, 1), 10)
+    good = trajectory.schedule((10, 7, 4, 2, 0))
+    calls.clear()
+    with pytest.raises(ValueError, match=message):
+        oss.compare(model, trajectory, {"good": good, "bad": replace(good, **change)})
+    with pytest.raises(ValueError, match=message):
+        oss.refine(model, trajectory, replace(good, **change), validation=0.0)
+    assert not calls

@@ -173,7 +173,7 @@ def search(
     check_budgets(steps, len(times) - 1)
     planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", **measures)
     if not quiet:
-        evaluations = (len(times) - 1) * solvers.get(teacher_solver).evaluations
+        evaluations = solvers.evaluations(solvers.get(teacher_solver), times.flip(0).tolist())
         click.echo(f"teacher: {evaluations} evaluations per sample; {planned}", err=True)
     initial = model.noise(samples, seed, start=float(times[-1]))
     teach = functools.partial(

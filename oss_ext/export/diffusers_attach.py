@@ -185,6 +185,7 @@ def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any
         ExportError: a schedule of another path or time shift (unless ``force``), or of a solver
             that evaluates the model between the steps, which pipelines do not. A shift by
             resolution is known, and checked, when the pipeline runs.
+        ValueError: orders that the schedule's solver does not have.
         UnknownScheduler: a scheduler that cannot be read.
     """
     host = read_host(original_of(scheduler))
@@ -196,6 +197,7 @@ def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any
             f"solver: expected one of a single evaluation per step ({known}), got "
             f"{schedule.solver!r}"
         )
+    solver.check_orders(schedule.orders, schedule.times)
     made = stand_in(Scheduled, scheduler)
     made.schedule, made.solver, made.host, made.force = schedule, solver, host, force
     made.set_timesteps()
@@ -220,6 +222,7 @@ def attach(
     Raises:
         ExportError: a schedule of another model, path, shift or solver; where the shift depends
             on the resolution, the pipeline raises it when it runs.
+        ValueError: orders that the schedule's solver does not have.
         UnknownScheduler: a scheduler that cannot be read.
     """
     name = type(pipe).__name__

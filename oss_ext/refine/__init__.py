@@ -145,6 +145,7 @@ def _check_starts(
     for s in starts:
         if s.indices is None or s.teacher_times != grid or s.indices[-1] != 0:
             raise ValueError("starts: expected schedules on the teacher's grid, to its clean end")
+        solvers.get(s.solver).check_orders(s.orders, s.times)
         by_path.setdefault((s.indices, s.orders), s)
     if len({s.solver for s in starts}) > 1:
         raise ValueError("starts: expected schedules of one solver")
@@ -190,8 +191,9 @@ def refine(
         Never worse than the best start on the samples descended on.
 
     Raises:
-        ValueError: bad arguments, starts off the grid or of different lengths, a budget that does
-            not pay for one run of every start, fewer samples than a split needs.
+        ValueError: bad arguments, starts off the grid, of different lengths or with orders that
+            their solver does not have, a budget that does not pay for one run of every start,
+            fewer samples than a split needs.
         NonFiniteError: the model returned NaN or inf.
     """
     candidates = [starts] if isinstance(starts, Schedule) else list(starts)

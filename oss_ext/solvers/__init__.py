@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from oss_ext.solvers import adams, deis, dpm, euler, heun, ipndm, unipc
-from oss_ext.solvers.base import History, Multistep, Singlestep, Solver, integrate
+from oss_ext.solvers.base import (
+    History,
+    Multistep,
+    Singlestep,
+    Solver,
+    evaluations,
+    integrate,
+)
 
-__all__ = ["SOLVERS", "History", "Multistep", "Singlestep", "Solver", "get", "integrate"]
+__all__ = [
+    "SOLVERS", "History", "Multistep", "Singlestep", "Solver", "evaluations", "get", "integrate",
+]  # fmt: skip
 
 _FAMILIES: tuple[tuple[Solver, ...], ...] = (
     euler.FAMILY,

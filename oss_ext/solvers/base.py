@@ -57,7 +57,6 @@ class Solver(ABC):
         to_clean: the highest order of a step to t = 0, where half the log-SNR is infinite.
         from_noise: the highest order of a step from t = 1, where it is so too.
         tapers: whether its authors lower the order step by step before such an end.
-        evaluations: model evaluations of a step, at most.
     """
 
     name: str
@@ -67,7 +66,6 @@ class Solver(ABC):
     to_clean: int = 1
     from_noise: int = 1
     tapers: bool = True
-    evaluations: int = 1
 
     @abstractmethod
     def step(
@@ -94,6 +92,15 @@ class Solver(ABC):
             The state at ``t_next``, and the history that the next step is given.
         """
 
+    @property
+    def evaluations(self) -> int:
+        """Model evaluations of a step, at most."""
+        return self.evaluations_of(self.order)
+
+    def evaluations_of(self, order: int) -> int:
+        """Model evaluations of a step of ``order``."""
+        return 1
+
     @abstractmethod
     def highest_order(self, known: int, t_next: float) -> int:
         """Of a step to ``t_next`` with ``known`` earlier outputs at hand."""
@@ -116,10 +123,14 @@ class Solver(ABC):
         return tuple(orders)
 
     def check_orders(self, orders: Sequence[int], times: Sequence[float]) -> None:
-        """``ValueError`` unless ``orders`` are such that every step over ``times`` can be made."""
+        """``ValueError`` unless every step over ``times`` can be made in its one of ``orders``.
+
+        None at all are the usual ones.
+        """
         highest = self.highest_orders(times)
-        valid = len(orders) == len(highest)
-        if not valid or any(not 1 <= o <= most for o, most in zip(orders, highest, strict=True)):
+        lengths = (0, len(highest))
+        valid = all(1 <= o <= most for o, most in zip(orders, highest, strict=False))
+        if len(orders) not in lengths or not valid:
             raise ValueError(
                 f"orders: expected one per step, at most {highest} with solver {self.name!r}, "
                 f"got {list(orders)}"
@@ -184,6 +195,9 @@ class Multistep(Solver):
 
 class Singlestep(Solver):
     """A solver whose differences are to outputs at stages of its own within the step."""
+
+    def evaluations_of(self, order: int) -> int:
+        return order  # where it starts, and at every stage
 
     def highest_order(self, known: int, t_next: float) -> int:
         return self.to_clean if t_next == 0 else self.order
@@ -293,6 +307,11 @@ def combine(basis: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
     for term, c in zip(basis[1 : len(coefficients)], coefficients[1:], strict=True):
         total = torch.add(total, term, alpha=c)
     return total
+
+
+def evaluations(solver: Solver, times: Sequence[float], orders: Sequence[int] = ()) -> int:
+    """How often ``integrate`` evaluates the model with these arguments."""
+    return sum(solver.evaluations_of(order) for order in orders or solver.usual_orders(times))
 
 
 def integrate(

@@ -67,7 +67,7 @@ class SinglestepDPM(Singlestep):
     def __init__(self, output: str, order: int) -> None:
         name, title, paper = PAPERS[output]
         self.name, self.title = f"{name}-{order}s", f"{title} {order}S ({paper})"
-        self.output, self.order, self.evaluations = output, order, order
+        self.output, self.order = output, order
 
     def stages(
         self, order: int, t: Tensor, t_next: Tensor

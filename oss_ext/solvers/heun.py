@@ -17,7 +17,7 @@ from oss_ext.solvers.base import Singlestep
 class Heun(Singlestep):
     """With the velocity in flow time or the noise in sigma."""
 
-    order = evaluations = 2
+    order = 2
 
     def __init__(self, output: str) -> None:
         self.output = output
