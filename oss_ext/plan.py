@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from oss_ext import arguments, beam, coarse, dp
+from oss_ext import arguments, beam, coarse, dp, solvers
 from oss_ext.metrics import XT, Metric
 
 SHARES = {"fast": 1 / 5, "balanced": 1 / 2, "best": 3.0}
@@ -101,7 +101,7 @@ def plan(
     samples: int = 1,
     budget: int | None = None,
     width: int = 1,
-    per_step: int = 1,
+    solver: str = "euler",
     metric: Metric = XT,
 ) -> Plan:
     """The plan of ``search(quality=...)``.
@@ -117,21 +117,31 @@ def plan(
         start: ``free`` or ``pinned``.
         samples: of the calibration.
         budget: evaluations per sample at most, all stages together; shortens refinement.
-        per_step: model evaluations of a student's step. With more than one there is no search from
-            coarse to fine.
-        metric: of dynamic programmes; one that evaluates candidates makes them cost more.
         width: states per row that the dynamic programme keeps; more is a beam, whose further
             evaluations come on top.
+        solver: of the student. With one of several evaluations a step there is no search from
+            coarse to fine.
+        metric: of dynamic programmes; one that evaluates candidates makes them cost more.
 
     Raises:
-        ValueError: an unknown quality; a budget that does not pay for the dynamic programme and
-            ``LEAST_RUNS`` student runs per number of steps; a metric that no dynamic programme
-            would compare by.
+        ValueError: an unknown quality or solver; a budget that does not pay for the dynamic
+            programme and ``LEAST_RUNS`` student runs per number of steps; a metric that no dynamic
+            programme would compare by, or none with this solver; a beam that none would keep.
     """
     if quality not in QUALITIES:
         raise ValueError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}")
-    if arguments.whole_number("beam", width) > 1 and quality not in ("dp", "best"):
-        raise ValueError(f"beam: expected 1 with quality {quality!r}, got {width}")
+    per_step = solvers.get(solver).evaluations
+    dp.check_metric(solver, metric)
+    if arguments.whole_number("beam", width) > 1:
+        if quality not in ("dp", "best"):
+            raise ValueError(
+                f"beam: expected 1 with quality {quality!r}, got {width}; 'dp' and 'best' keep one"
+            )
+        if solver != "euler" or metric != XT:
+            raise ValueError(
+                f"beam: expected 1 with solver {solver!r} and metric {metric.name!r}, got {width}; "
+                "there is one with 'euler' and 'xt'"
+            )
     paper, own = (
         {k: dp.evaluations(teacher_steps, k, start, *options) for k in budgets}
         for options in ((), (per_step, metric.evaluated))

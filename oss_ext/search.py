@@ -265,7 +265,8 @@ def search(
             many times the evaluations. Euler and ``xt`` only.
         off_grid: knots may stand between the teacher's times, for hosts that take any time.
         max_batch: rows per model call; None: the number of samples.
-        velocity_bytes: memory for the velocities of a step; more are streamed.
+        velocity_bytes: memory for the velocities of a step; more are streamed. Euler and ``xt``
+            only: what else there is keeps them all.
         progress: show a progress bar.
 
     Raises:
@@ -275,15 +276,11 @@ def search(
     budgets = check_budgets(steps, trajectory.steps)
     compared = metrics.get(metric)
     objective = make_objective(scope, reduce, aggregate, start, compared.name)
-    samples, per_step = trajectory.samples, solvers.get(solver).evaluations
+    samples = trajectory.samples
     planned = make_plan(
         quality, scope, trajectory.steps, budgets, start, off_grid=off_grid, metric=compared,
-        samples=samples, budget=budget, width=beam, per_step=per_step,
+        samples=samples, budget=budget, width=beam, solver=solver,
     )  # fmt: skip
-    if beam > 1 and (solver != "euler" or compared != metrics.XT):
-        raise ValueError(
-            f"beam: expected 1 with solver {solver!r} and metric {compared.name!r}, got {beam}"
-        )
     trajectory.check_model(model)
     begin = time.perf_counter()
     if trajectory.states.is_cuda:
@@ -319,7 +316,7 @@ def search(
     )
     if not planned.refine:
         return result
-    refined = {}
+    refined, per_step = {}, solvers.get(solver).evaluations
     for k, nfe in planned.refine.items():
         starts = _starts(model, result, coarse_table, k)
         descents = DESCENTS[planned.quality]

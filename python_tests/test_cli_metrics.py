@@ -35,6 +35,11 @@ def test_unknown_metrics_and_modules_are_refused_before_long_work(oss: Oss) -> N
     assert_fails(outcome, "metric: expected a module of 'digits' such as mid", "got 'mid3'")
     outcome = oss("search", *TINY, "--steps=2", "--quality=dp", "--metric=perceptual:mid2")
     assert_fails(outcome, "metric: expected a model of torch modules", "'analytic'")
+    outcome = oss("search", *slow, "--metric=x0", "--solver=heun")
+    assert_fails(outcome, "metric: expected one of states ('xt')", "with solver 'heun', got 'x0'")
+    for option in ("--metric=x0", "--solver=heun"):
+        outcome = oss("search", *slow, option, "--beam=2")
+        assert_fails(outcome, "beam: expected 1", "got 2; there is one with 'euler' and 'xt'")
     assert files() == set()
 
 

@@ -9,7 +9,6 @@ import oss_ext as oss
 from driver_cases import (
     SAMPLES,
     assert_replays,
-    dp_search,
     each_family,
     each_reduction,
     each_seed,
@@ -19,6 +18,7 @@ from driver_cases import (
 )
 from oss_ext import dp
 from oss_ext.dp.table import FEW
+from oss_ext.metrics import DataMetric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.ops.reference import objective
 from oss_ext.solvers import SOLVERS, Singlestep
@@ -115,5 +115,11 @@ def test_a_search_keeps_what_it_says(quality: str, seed: int) -> None:
 
 def test_metrics_of_sources_are_refused() -> None:
     model, trajectory = random_case("mixture", 1)
-    with pytest.raises(ValueError, match=r"^metric: expected .* with solver 'heun', got 'x0'"):
-        dp_search(model, trajectory, 2, solver="heun", metric="x0")
+    message = r"^metric: .*'xt'.* 'perceptual:MODULE'\) with solver 'heun', got 'x0'"
+    for quality in ("dp", "best"):
+        with pytest.raises(ValueError, match=message):
+            oss.search(model, trajectory, 2, quality=quality, solver="heun", metric="x0")
+    evaluator = Evaluator(model, SAMPLES)
+    with pytest.raises(ValueError, match=message):
+        dp.run(evaluator, trajectory, 2, reduce="mean", solver="heun", metric=DataMetric())
+    assert evaluator.nfe == 0

@@ -23,6 +23,7 @@ from driver_cases import (
 )
 from oss_ext import dp, models
 from oss_ext.baselines import uniform
+from oss_ext.metrics import Metric
 from oss_ext.models import from_callable
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.schedule import Objective, aggregate_indices
@@ -210,6 +211,12 @@ def test_steps_that_no_search_has_are_refused(steps: Any) -> None:
         dp_search(model, trajectory, steps)
 
 
+class Nothing(Metric):
+    """One of no kind that there is."""
+
+    name = "nothing"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -221,6 +228,10 @@ def test_steps_that_no_search_has_are_refused(steps: Any) -> None:
         ({"aggregate": "mean"}, r"^aggregate: expected none with scope 'joint', got 'mean'"),
         ({"aggregate": "mode", "scope": "instance"}, r"^aggregate: .*, got 'mode'"),
         ({"max_batch": 0}, r"^max_batch: expected at least 1, got 0"),
+        ({"velocity_bytes": -1}, r"^velocity_bytes: expected at least 0, got -1"),
+        ({"velocity_bytes": None}, r"^velocity_bytes: expected a whole number"),
+        ({"solver": ["euler"]}, r"^unknown solver \['euler'\]; known solvers: euler"),
+        ({"metric": Nothing()}, r"^metric: expected one of states .* 'euler', got 'nothing'"),
     ],
 )
 def test_bad_options_are_refused_before_the_model_is_called(

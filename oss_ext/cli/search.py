@@ -141,9 +141,8 @@ def search(
     if group is not None and scope != "instance":
         raise click.UsageError("--group: a joint search compares all samples at every step; "
                                "expected --scope instance")  # fmt: skip
-    per_step = solvers.get(solver).evaluations
     measures: dict[str, Any] = {"samples": samples, "budget": budget, "width": beam}
-    measures |= {"per_step": per_step, "off_grid": off_grid, "metric": metric}
+    measures |= {"solver": solver, "off_grid": off_grid, "metric": metric}
     make_plan(quality, scope, teacher_steps, steps, start or "free", **measures)
     check_writable(out)
     model = choice.load()

@@ -36,12 +36,23 @@ from oss_ext.sampling import student_states
 from oss_ext.teacher import Trajectory
 
 __all__ = [
-    "FEW", "VELOCITY_BYTES", "Table", "check_reached", "evaluations", "first_sources",
-    "next_sources", "replay", "run",
+    "FEW", "VELOCITY_BYTES", "Table", "check_metric", "check_reached", "evaluations",
+    "first_sources", "next_sources", "replay", "run",
 ]  # fmt: skip
 
 VELOCITY_BYTES = 2**28
 """Velocities of one step kept at once by default; more are streamed through in chunks."""
+
+
+def check_metric(solver: str, metric: Metric) -> None:
+    """``ValueError`` unless steps of ``solver`` can be compared with the teacher by ``metric``."""
+    if isinstance(metric, StateMetric | EvaluatedMetric):
+        return
+    if isinstance(solvers.get(solver), solvers.Singlestep) or not isinstance(metric, AffineMetric):
+        raise ValueError(
+            "metric: expected one of states ('xt') or of evaluations at candidates "
+            f"('x0-candidate', 'perceptual:MODULE') with solver {solver!r}, got {metric.name!r}"
+        )
 
 
 def run(
@@ -68,7 +79,8 @@ def run(
             row ``i`` may be a source of step k. None: all rows. Every target keeps its cost and
             parent in the table; where it is not allowed, no path goes on from it.
         velocity_bytes: memory for velocities; what exceeds it is streamed. The bits are equal
-            where the rows of a model call are (``max_batch`` the samples, or 1). Euler only.
+            where the rows of a model call are (``max_batch`` the samples, or 1). Euler and ``xt``
+            only.
         solver: of the student. One that evaluates the model between the steps takes further
             evaluations, see ``evaluations``.
         fixed_order: only the highest order that the history and the target allow.
@@ -76,11 +88,14 @@ def run(
             in any case.
 
     Raises:
-        ValueError: ``steps`` not within 1 to N, an unknown ``reduce``, ``start`` or ``solver``, or
-            ``allowed`` of another shape or with a step that none of its rows can be a source of.
+        ValueError: ``steps`` not within 1 to N, an unknown ``reduce``, ``start`` or ``solver``, a
+            ``metric`` that does not go with it, ``velocity_bytes`` below 0, or ``allowed`` of
+            another shape or with a step that none of its rows can be a source of.
         NonFiniteError: no finite path to the clean end is left; names time and sample.
     """
     steps = arguments.whole_number("steps", steps, most=trajectory.steps)
+    arguments.whole_number("velocity_bytes", velocity_bytes, least=0)
+    check_metric(solver, metric)
     live = first_sources(trajectory, reduce, start)
     if allowed is None:
         allowed = torch.ones(steps, 1, 1, dtype=torch.bool)
@@ -90,11 +105,7 @@ def run(
     used = solvers.get(solver)
     mover: EulerSteps | OrderSteps | StageSteps
     if isinstance(used, solvers.Singlestep):
-        if not isinstance(metric, StateMetric | EvaluatedMetric):
-            raise ValueError(
-                "metric: expected one of states or of evaluations at candidates with solver "
-                f"{solver!r}, got {metric.name!r}"
-            )
+        assert isinstance(metric, StateMetric | EvaluatedMetric)
         mover = StageSteps(evaluator, trajectory, used, reduce, metric)
     elif used.order == 1 and metric == XT:
         mover = EulerSteps(evaluator, trajectory, reduce, velocity_bytes)

@@ -30,6 +30,6 @@ SOLVERS: dict[str, Solver] = {solver.name: solver for family in _FAMILIES for so
 
 def get(name: str) -> Solver:
     """The solver called ``name``; ``ValueError`` lists the known ones."""
-    if name not in SOLVERS:
+    if name not in list(SOLVERS):  # whatever it is, hashable or not
         raise ValueError(f"unknown solver {name!r}; known solvers: {', '.join(SOLVERS)}")
     return SOLVERS[name]
