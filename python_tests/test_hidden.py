@@ -96,6 +96,30 @@ def test_guidance_in_one_call_gives_the_features_of_both() -> None:
     torch.testing.assert_close(got, torch.cat([net.middle(x), net.middle(-x)], dim=1))
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_every_tensor_of_several_outputs_is_heard(kind: Callable[[Any], Any]) -> None:
+    """Blocks give the text's features before the picture's or after them, or None for them."""
+
+    class Block(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return kind([x, None, 2 * x[:, :2], (x,)])
+
+    class Outer(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+            first, _, second, _ = self.block(x)
+            heard = torch.cat([first, second], dim=1)
+            first.zero_()
+            return heard[:, 2:]
+
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    _, got = evaluate(from_callable(Outer(), SHAPE), "block")
+    assert torch.equal(got, torch.cat([x, 2 * x[:, :2]], dim=1))
+
+
 def test_another_network_for_guidance_is_named_by_what_it_is() -> None:
     net, other = Net(), Net()
     model = from_callable(net, SHAPE, unconditional=other, guidance=2.0)
@@ -168,7 +192,9 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("make", "got"),
     [
-        (lambda x: (x, x), "tuple"),
+        (lambda x: (None, (x, x)), "tuple"),
+        (lambda x: [], "list"),
+        (lambda x: (x, x[:3]), r"shape \(3, 6\)"),
         (lambda x: None, "NoneType"),
         (lambda x: x[:3], r"shape \(3, 6\)"),
         (lambda x: x[:0], r"shape \(0, 6\)"),

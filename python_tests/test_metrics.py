@@ -21,7 +21,13 @@ from driver_cases import (
     random_times,
 )
 from oss_ext import dp, metrics
-from oss_ext.metrics import DataMetric, FeatureMetric, Selection, StateMetric
+from oss_ext.metrics import (
+    CandidateDataMetric,
+    DataMetric,
+    FeatureMetric,
+    Selection,
+    StateMetric,
+)
 from oss_ext.models.analytic import GaussianMixture
 from oss_ext.models.evaluation import Evaluator
 
@@ -212,6 +218,12 @@ def test_a_random_selection_is_another_one_at_every_step_and_the_same_by_its_see
         ({"how": "last"}, "how: expected one of"),
         ({"channels": 0}, "channels: expected at least 1, got 0"),
         ({"frames": 1.5}, "frames: expected"),
+        ({"channels": 1, "how": "random", "seed": 1.5}, "seed: expected a whole number"),
+        ({"seed": None}, "seed: expected a whole number"),
+        ({"seed": -1}, "seed: expected 0 to"),
+        ({"seed": 2**70}, "seed: expected 0 to"),
+        ({"how": "even"}, "how: expected channels or frames beside 'even', got neither"),
+        ({"how": "random"}, "how: expected channels or frames beside 'random', got neither"),
     ],
 )
 def test_bad_selections_are_refused_by_name(options: dict[str, Any], message: str) -> None:
@@ -227,6 +239,19 @@ def test_a_selection_of_more_than_there_is_is_refused() -> None:
         Selection(frames=1).of(images, 1)
 
 
+def test_the_largest_seed_serves_every_step() -> None:
+    video = torch.zeros(2, 1, 9, 7, 4, 4)
+    chosen = Selection(channels=2, how="random", seed=2**48).of(video, 10_000)
+    assert chosen.shape == (2, 1, 2, 7, 4, 4)
+
+
+@pytest.mark.parametrize("metric", [StateMetric, DataMetric, CandidateDataMetric])
+@pytest.mark.parametrize("selection", [None, 3, torch.ones(2, 3)])
+def test_a_metric_takes_a_selection(metric: Any, selection: Any) -> None:
+    with pytest.raises(ValueError, match=r"^selection: expected a Selection, got"):
+        metric(selection)
+
+
 def test_a_metric_says_what_it_needs() -> None:
     model, trajectory = random_case("mixture", 1)
     with pytest.raises(ValueError, match=r"^trajectory: expected one with x0 for the metric 'x0'"):
@@ -236,12 +261,77 @@ def test_a_metric_says_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phi", "got"), [(lambda x: x[:1], r"\(1, 2, 3\)"), (lambda x: x.sum(), r"\(\)")]
+    ("phi", "got"),
+    [
+        (lambda x: x[:1], r"\(1, 2, 3\)"),
+        (lambda x: x.sum(), r"\(\)"),
+        (lambda x: x[:, :0], r"\(24, 0, 3\)"),
+        (lambda x: (x, x), "tuple"),
+        (lambda x: None, "NoneType"),
+        (lambda x: x.long(), "torch.int64"),
+        (lambda x: x > 0, "torch.bool"),
+        (lambda x: x.to(torch.complex64), "torch.complex64"),
+    ],
 )
-def test_features_of_another_number_of_samples_are_refused(phi: Any, got: str) -> None:
+def test_what_are_no_features_of_the_samples_is_refused(phi: Any, got: str) -> None:
     model, trajectory = case("mixture", 1)
-    with pytest.raises(ValueError, match=rf"^phi: expected features of 24 samples, got {got}"):
+    message = rf"^phi: expected floating-point features of 24 samples, got {got}"
+    with pytest.raises(ValueError, match=message):
         dp_search(model, trajectory, 2, metric=FeatureMetric(phi))
+
+
+@pytest.mark.parametrize(("calls", "name"), [(1, "phi"), (6, "metric")])
+def test_features_of_another_shape_than_before_are_refused(calls: int, name: str) -> None:
+    """Within the teacher's samples, of which there are 24, and where those of candidates begin."""
+    model, trajectory = case("mixture", 1)
+    seen: list[int] = []
+
+    def grown(x: Any) -> Any:
+        seen.append(len(x))
+        return x.flatten(1)[:, : 2 if len(seen) <= calls else 3]
+
+    with pytest.raises(ValueError, match=rf"^{name}: expected features of shape \(2,\) .* \(3,\)"):
+        dp_search(model, trajectory, 2, metric=FeatureMetric(grown, block=4))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_are_refused_where_the_teacher_has_been(value: float) -> None:
+    model, trajectory = case("mixture", 1)
+    with pytest.raises(ValueError, match=r"^phi: expected finite features of the teacher's clean"):
+        dp_search(model, trajectory, 2, metric=FeatureMetric(lambda x: x + value))
+
+
+@each_reduction
+@each_seed(1)
+def test_a_candidate_whose_features_are_not_finite_is_never_chosen(reduce: str, seed: int) -> None:
+    model, trajectory = case("mixture", seed)
+    assert trajectory.x0 is not None
+    teachers = len(trajectory.x0) * SAMPLES
+    seen = 0
+
+    def blind(x: Any) -> Any:
+        """Of the first step's sources, which come after the teacher's samples, all but row 7."""
+        nonlocal seen
+        rows = seen + torch.arange(len(x)) - teachers
+        seen += len(x)
+        hidden = (rows >= 0) & (rows < 6 * SAMPLES)
+        return torch.where(hidden[:, None], torch.nan, x.flatten(1))
+
+    table = table_of(model, trajectory, reduce=reduce, metric=FeatureMetric(blind))
+    assert set(table.parent[0, :7].flatten().tolist()) == {7}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None,), "phi: expected a function of states, got None"),
+        ((torch.sin, 0), "block: expected at least 1, got 0"),
+        ((torch.sin, 2.5), "block: expected a whole number"),
+    ],
+)
+def test_a_feature_metric_takes_a_function_and_a_block(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        FeatureMetric(*given)
 
 
 def test_metrics_are_registered_under_their_own_names() -> None:

@@ -101,6 +101,11 @@ class OrderSteps:
         columns = samples if self._reduce == "none" else 1
         compared, of_sources = self._metric.sources(Sources(basis, self._times, live, self._taken))
         assert self._targets is not None
+        if compared[0].shape != self._targets.shape:
+            expected, got = (tuple(x.shape[2:]) for x in (self._targets, compared[0]))
+            raise ValueError(
+                f"metric: expected features of shape {expected} as the teacher's, got {got}"
+            )
         fixed = self._fixed or of_sources is not None
         orders = self._orders(fixed)
 

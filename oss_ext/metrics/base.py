@@ -34,7 +34,7 @@ class Selection:
         channels: how many of ``[C, ...]``.
         frames: how many of ``[C, F, H, W]``.
         how: ``first`` ones, ``even``ly spaced ones, or ``random`` ones, others at every step.
-        seed: of the random ones.
+        seed: of the random ones, 0 or more.
         weights: of a sample's elements, of a shape that broadcasts to its own; any real dtype,
             finite, none below zero, one above. A mask is bool. What weighs nothing is never read.
 
@@ -53,6 +53,10 @@ class Selection:
         for name in ("channels", "frames"):
             if getattr(self, name) is not None:
                 arguments.whole_number(name, getattr(self, name))
+        # With the step's share in it, it must be one that torch takes.
+        arguments.whole_number("seed", self.seed, least=0, most=2**48)
+        if self.how != "first" and self.channels is None and self.frames is None:
+            raise ValueError(f"how: expected channels or frames beside {self.how!r}, got neither")
         if self.weights is not None:
             _check_weights(self.weights)
 
@@ -140,6 +144,12 @@ def _check_weights(weights: object) -> None:
 
 
 WHOLE = Selection()
+
+
+def check_selection(selection: object) -> None:
+    """``ValueError`` unless it is a ``Selection``."""
+    if not isinstance(selection, Selection):
+        raise ValueError(f"selection: expected a Selection, got {selection!r:.100}")
 
 
 @dataclass(frozen=True, eq=False)

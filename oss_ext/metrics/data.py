@@ -11,7 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oss_ext.metrics.base import WHOLE, AffineMetric, EvaluatedMetric, Selection, Sources
+from oss_ext.metrics.base import (
+    WHOLE,
+    AffineMetric,
+    EvaluatedMetric,
+    Selection,
+    Sources,
+    check_selection,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,9 @@ class DataMetric(AffineMetric):
 
     selection: Selection = WHOLE
     needs_x0 = True
+
+    def __post_init__(self) -> None:
+        check_selection(self.selection)
 
     @property
     def name(self) -> str:
@@ -47,6 +57,9 @@ class CandidateDataMetric(EvaluatedMetric):
 
     selection: Selection = WHOLE
     module = None
+
+    def __post_init__(self) -> None:
+        check_selection(self.selection)
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ class PerceptualMetric(EvaluatedMetric):
     """``h(z[j], t[j]) - h(x[j], t[j])``, h what a module gives while the model is evaluated there.
 
     The teacher's features are kept for all its rows, ``[N+1, B, F]``: a module in the middle of the
-    network, where it is narrowest, costs the least.
+    network, where it is narrowest, costs the least. Of several outputs all tensors count.
 
     Attributes:
         module: its name, as torch has it: ``mid2`` of the bundled digits, ``unet.mid_block`` of a

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from oss_ext.metrics.base import WHOLE, AffineMetric, Selection, Sources
+from oss_ext.metrics.base import WHOLE, AffineMetric, Selection, Sources, check_selection
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,9 @@ class StateMetric(AffineMetric):
     """``candidate - x[j]``, on the whole state or on the channels and frames selected."""
 
     selection: Selection = WHOLE
+
+    def __post_init__(self) -> None:
+        check_selection(self.selection)
 
     @property
     def name(self) -> str:

@@ -45,7 +45,9 @@ class Hidden:
 
     Where the module is called several times in an evaluation of the model, or with several times as
     many rows, as with guidance, a row's features are all of these. The rows come first in a tensor;
-    several times as many are taken to be all of them, one time after the other.
+    several times as many are taken to be all of them, one time after the other. Of a tuple or list
+    all tensors count: blocks of transformers give those of the picture and of the text, in an order
+    that differs from one family to the next.
 
     Args:
         model: of torch modules.
@@ -70,9 +72,10 @@ class Hidden:
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not self._model.setting_up:
+            parts = output if isinstance(output, tuple | list) else [output]
             # What comes after may write into it.
-            kept = output.detach().clone() if isinstance(output, Tensor) else output
-            self._outputs.append(kept)
+            kept = [part.detach().clone() for part in parts if isinstance(part, Tensor)]
+            self._outputs += kept or [output]
 
     def take(self, rows: int) -> Tensor:
         """Features ``[rows, F]`` of the evaluation just made; float64 as such, else float32."""
