@@ -31,7 +31,8 @@ class Amplitude:
 
     Attributes:
         levels: which quantiles, two numbers between 0 and 1, ascending.
-        low, high: their values at the start of every step, in flow coordinates.
+        low, high: their values at the start of every step, in flow coordinates; never equal,
+            which would make a constant of every sample.
         samples: how many samples they are averaged over.
 
     Raises:
@@ -54,8 +55,8 @@ class Amplitude:
         if len(self.low) != len(self.high):
             raise ValueError(f"high: expected {len(self.low)} numbers as in low, got {self.high!r}")
         for low, high in zip(self.low, self.high, strict=True):
-            if low > high:
-                raise ValueError(f"high: expected no number below low's, got {high!r} and {low!r}")
+            if low >= high:
+                raise ValueError(f"high: expected numbers above low's, got {high!r} and {low!r}")
         arguments.whole_number("samples", self.samples)
 
     @property

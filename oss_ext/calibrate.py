@@ -33,7 +33,7 @@ def calibrate(
 
     Raises:
         ValueError: bad levels; no trajectory, one of another model or grid than the schedule's
-            teacher, or one that is not finite.
+            teacher, or one that is not finite or whose two quantiles are equal at a step.
     """
     levels = check_levels(levels)
     total, samples = torch.zeros(schedule.steps, 2, dtype=torch.float64), 0
@@ -47,6 +47,12 @@ def calibrate(
     if not total.isfinite().all():
         raise ValueError("teacher: expected finite states, got NaN or inf")
     low, high = (total / samples).T.tolist()
+    for t, below, above in zip(schedule.times, low, high, strict=False):
+        if below == above:
+            raise ValueError(
+                f"teacher: expected states whose quantiles {levels[0]:g} and {levels[1]:g} differ, "
+                f"got {below:g} for both at t = {t:g}"
+            )
     return replace(schedule, amplitude=Amplitude(levels, tuple(low), tuple(high), samples))
 
 

@@ -201,6 +201,17 @@ def test_what_does_not_belong_to_the_schedule_is_refused(seed: int) -> None:
         oss.calibrate(broken, schedule)
 
 
+def test_a_teacher_without_amplitude_is_refused(seed: int) -> None:
+    """Brought to equal quantiles, every sample would be one constant."""
+    _, trajectory = random_case("mixture", seed)
+    schedule = trajectory.schedule(ROWS)
+    flat = trajectory.states.clone()
+    flat[ROWS[1]] = 0.25
+    message = rf"^teacher: expected .* 0.05 and 0.95 differ, got 0.25 .* t = {schedule.times[1]:g}$"
+    with pytest.raises(ValueError, match=message):
+        oss.calibrate(replace(trajectory, states=flat), schedule)
+
+
 BAD_LEVELS: list[Any] = [
     (0.0, 0.95), (0.05, 1.0), (-0.1, 0.5), (0.95, 0.05), (0.5, 0.5), (math.nan, 0.5),
     (0.1, math.nan), (0.1,), (0.1, 0.5, 0.9), "12", None, 0.5, ("a", "b"), (True, 0.5), (5, 95),
@@ -224,7 +235,8 @@ def test_bad_levels_are_refused(levels: Any, seed: int) -> None:
         ((0.0,), ("1",), 1, "^high: expected a finite number, got '1'"),
         (0.0, (1.0,), 1, "^low: expected numbers, got 0.0"),
         ((0.0, 0.1), (1.0,), 1, "^high: expected 2 numbers as in low"),
-        ((0.0,), (-0.1,), 1, "^high: expected no number below low's, got -0.1 and 0.0"),
+        ((0.0,), (-0.1,), 1, "^high: expected numbers above low's, got -0.1 and 0.0"),
+        ((0.0, 0.5), (1.0, 0.5), 1, "^high: expected numbers above low's, got 0.5 and 0.5"),
         ((0.0,), (1.0,), 0, "^samples: expected at least 1, got 0"),
         ((0.0,), (1.0,), True, "^samples: expected a whole number"),
     ],

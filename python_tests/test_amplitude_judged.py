@@ -209,7 +209,7 @@ def test_an_instance_search_stores_it_in_each(oss: Oss) -> None:
 @pytest.mark.parametrize("levels", ["0.95,0.05", "0,1", "nan,0.5", "0.5", "a,b", "0.1,0.5,0.9"])
 def test_bad_levels_are_misuse(oss: Oss, levels: str) -> None:
     outcome = oss("search", *TINY, "--steps=2", f"--amplitude={levels}")
-    assert_misused(outcome, "Invalid value for '--amplitude'")
+    assert_misused(outcome, "Invalid value for '--amplitude'", "expected")
     assert files() == set()
 
 

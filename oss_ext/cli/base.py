@@ -52,7 +52,11 @@ class Levels(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, tuple):
             return value
         try:
-            return check_levels([float(part) for part in value.split(",")])
+            levels = [float(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"expected two numbers separated by a comma, got {value!r}", param, ctx)
+        try:
+            return check_levels(levels)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
