@@ -32,7 +32,10 @@ from oss_ext.statistics import psnr
 Lines = list[str]
 
 SOLVERS = ("euler", "dpmpp-2m", "dpmpp-3m", "unipc-3")
-PERCEPTUAL = {"digits": ["perceptual:mid2"]}
+PERCEPTUAL = {
+    "digits": ["perceptual:mid2"],
+    "21cmPSDenoiser": ["perceptual:network.mid_block2"],
+}
 """Metrics by hidden features, of models that have some."""
 
 

@@ -84,14 +84,28 @@ def conditions(source: Path, count: int, seed: int) -> Tensor:
     return torch.from_numpy(2 * unit - 1)[:, None].float()
 
 
+class Conditioned(nn.Module):
+    """The network with one condition per sample.
+
+    A module, so that the model's fingerprint covers weights and conditions, and metrics can look
+    at what is inside (``perceptual:network.mid_block2``).
+    """
+
+    given: Tensor
+
+    def __init__(self, network: nn.Module, given: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("given", given)
+
+    def forward(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        return self.network(x, t.float(), x_cdn=self.given[sample % len(self.given)])
+
+
 def make_model(network: nn.Module, given: Tensor) -> oss.models.Model:
-    """The network with one condition per sample."""
-
-    def predict(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        return network(x, t.float(), x_cdn=given[sample % len(given)])
-
+    """The network, given a condition for every sample."""
     model = oss.models.from_callable(
-        predict,
+        Conditioned(network, given),
         shape=(1, 32, 16),
         path=VPContinuousPath(0.1, 20.0, scale=999.0, first=1e-3),
         predicts="eps",
