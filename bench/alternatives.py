@@ -54,6 +54,23 @@ def one_source_at_a_time(
     return next_state.to(state.dtype), best, parent
 
 
+def one_pair_at_a_time(
+    state: Tensor, velocity: Tensor, teacher: Tensor, times: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Algorithm 1 as it is printed: a loop over sources and targets."""
+    z, v, x = state.float(), velocity.float(), teacher.float()
+    steps, next_state = differences(times), z.clone()
+    best, parent = [float("inf")] * len(z), [-1] * len(z)
+    for i in range(1, len(z)):
+        for j in range(i):
+            moved = torch.add(z[i], v[i], alpha=float(steps[i, j]))
+            cost = float((moved - x[j]).square_().mean())
+            if cost <= best[j] and cost < float("inf"):
+                best[j], parent[j] = cost, i
+                next_state[j] = moved
+    return next_state.to(state.dtype), z.new_tensor(best), torch.tensor(parent)
+
+
 def two_matrix_products(
     state: Tensor, velocity: Tensor, teacher: Tensor, times: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
