@@ -19,6 +19,7 @@ from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule, ScheduleError
 from oss_ext.search import SearchResult, search
 from oss_ext.teacher import Trajectory, teacher
+from oss_ext.verify import verify
 from oss_ext.version import __version__
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "search_groups",
     "solvers",
     "teacher",
+    "verify",
 ]

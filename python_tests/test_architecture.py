@@ -23,7 +23,7 @@ FLOORS = (
     ("models", "export", "presets"),
     ("teacher", "sampling", "checkpoint"),
     ("dp", "calibrate"),
-    ("refine", "evaluate", "coarse", "beam"),
+    ("refine", "evaluate", "coarse", "beam", "verify"),
     ("baselines", "plan"),
     ("search",),
     ("runs", "groups"),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import oss_ext
-from oss_ext.cli import compare, info, reports, schedules, search, students
+from oss_ext.cli import compare, info, reports, schedules, search, students, verify
 
 INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
 TERMINATED = 143  # and by SIGTERM
@@ -32,6 +32,7 @@ def cli() -> None:
     oss search --model digits --steps 5,10 --out schedules
     oss search --pipeline DIR --prompts prompts.txt --steps 8,10 --out schedules
     oss show schedules/digits-10.json
+    oss verify schedules/digits-10.json
     oss compare schedules/digits-5.json schedules/digits-10.json
     oss compare --model digits --steps 5,10 --methods all --out run
     oss report run
@@ -44,6 +45,7 @@ for command in (
     search.search,
     students.sample,
     schedules.show,
+    verify.verify,
     compare.compare,
     reports.report,
     schedules.export_schedule,
