@@ -71,7 +71,7 @@ bench: $(built)  ## time the fused step against its alternatives
 
 clean:  ## remove what was built; the environment stays
 	@rm -rf build dist *.egg-info oss_ext/_C.*.so $(VENV)/.built-*
-	@rm -rf .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -r {} +
 
 $(ready): pyproject.toml

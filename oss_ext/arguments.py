@@ -31,9 +31,10 @@ def one_of(name: str, value: Any, known: Collection[str]) -> str:
 def number(name: str, value: Any, positive: bool = False) -> float:
     """``value`` as a finite float, above zero if ``positive``; ``ValueError`` if it is none."""
     real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or (positive and value <= 0):
+    # Not isfinite, which whole numbers may be too large for.
+    if not real or not abs(value) <= sys.float_info.max or (positive and value <= 0):
         kind = "a positive number" if positive else "a finite number"
-        raise ValueError(f"{name}: expected {kind}, got {value!r}")
+        raise ValueError(f"{name}: expected {kind}, got {value!r:.100}")
     return float(value)
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+import sys
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from oss_ext.files import replacing
+from oss_ext.files import parse_json, read_text, replacing
 from oss_ext.schedule import Schedule, ScheduleError
 
 FORMAT = "oss-run"
@@ -40,8 +42,11 @@ class Contender:
         schedule: None where the method was unable.
         seconds: wall time of finding it, the teacher not included.
         note: why there is no schedule, or a remark.
-        file: where in the run folder its schedule is; by its name if empty.
+        file: where in the run folder its schedule is, never outside of it; by its name if empty.
         amplitude: whether it was judged with amplitude calibration.
+
+    Raises:
+        RunError: naming the attribute that is not as it says here.
     """
 
     name: str
@@ -56,6 +61,11 @@ class Contender:
     def __post_init__(self) -> None:
         if not self.file and self.schedule is not None:
             object.__setattr__(self, "file", f"{SCHEDULES}/{file_name(self.name)}.json")
+        _check_kinds(self, {"name": str, "method": str, "steps": int, "seconds": float,
+                            "note": str, "file": str, "amplitude": bool})  # fmt: skip
+        inside = PureWindowsPath(self.file)  # which knows both kinds of slashes
+        if inside.anchor or ".." in inside.parts:
+            raise RunError(f"file: expected a path within the run folder, got {self.file!r:.200}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +93,9 @@ class Run:
             (geometric mean over the samples), inf where there is none; None without one.
         spread: by number of steps, int64 ``[calibration, steps + 1]``: the rows that every
             sample's own search takes.
+
+    Raises:
+        RunError: naming the attribute that is not as it says here.
     """
 
     command: str
@@ -103,6 +116,22 @@ class Run:
     images: dict[str, Tensor] = field(default_factory=dict)
     table: Tensor | None = None
     spread: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_kinds(self, _PLAIN)
+        if not all(type(fact) is str for fact in self.machine.values()):
+            raise RunError(f"machine: expected words, got {self.machine!r:.200}")
+        _check_shape("mse", self.mse, len(self.contenders), self.held_out)
+        _check_shape("table", self.table, None, None)
+        for name, values in self.along.items():
+            _check_shape(f"along/{name}", values, None)
+        for name, values in self.quantiles.items():
+            _check_shape(f"quantiles/{name}", values, 2, None, 2)
+        for steps, rows in self.spread.items():
+            _check_shape(f"spread/{steps}", rows, self.calibration, steps + 1, dtype=torch.int64)
+        for name, values in self.images.items():
+            if values.dim() < 2 or not values.is_floating_point():
+                raise RunError(f"images/{name}: expected [shown, *dims], got {_is(values)}")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder; what else is in it stays."""
@@ -164,10 +193,46 @@ class Run:
         return run
 
 
-_PLAIN = {
-    "command", "created", "machine", "model", "data_range", "teacher_steps", "teacher_nfe",
-    "teacher_seconds", "calibration", "held_out", "peak_bytes",
+_PLAIN: dict[str, type] = {
+    "command": str, "created": str, "machine": dict, "model": str, "data_range": float,
+    "teacher_steps": int, "teacher_nfe": int, "teacher_seconds": float, "calibration": int,
+    "held_out": int, "peak_bytes": int,
 }  # fmt: skip
+
+
+_EXPECTED = {
+    str: "a string", dict: "an object", bool: "true or false", int: "a whole number >= 0",
+    float: "a number >= 0",
+}  # fmt: skip
+
+
+def _check_kinds(owner: Contender | Run, kinds: dict[str, type]) -> None:
+    """Words are words, and numbers are finite and not below 0."""
+    for name, kind in kinds.items():
+        value = getattr(owner, name)
+        right = type(value) is kind or (kind is float and type(value) is int)
+        if kind in (int, float):
+            right = right and 0 <= value <= sys.float_info.max
+        if not right:
+            raise RunError(f"{name}: expected {_EXPECTED[kind]}, got {value!r:.200}")
+
+
+def _check_shape(
+    name: str, values: Tensor | None, *shape: int | None, dtype: torch.dtype = torch.float64
+) -> None:
+    """``values`` are absent or of this shape, None being any size."""
+    if values is None:
+        return
+    fits = len(shape) == values.dim() and all(
+        size in (None, got) for size, got in zip(shape, values.shape, strict=True)
+    )
+    if not fits or values.dtype != dtype:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise RunError(f"{name}: expected {dtype} [{sizes}], got {_is(values)}")
+
+
+def _is(values: Tensor) -> str:
+    return f"{values.dtype} {list(values.shape)}"
 
 
 def file_name(name: str) -> str:
@@ -177,22 +242,23 @@ def file_name(name: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(read_text(path))
     except ValueError as error:
-        raise RunError(f"{path}: not JSON: {error}") from None
+        raise RunError(f"{path}: {error}") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise RunError(f"{path}: not a run of this package")
     if body.get("format_version") != FORMAT_VERSION:
         raise RunError(
-            f"{path}: a run of version {body.get('format_version')!r}, this release reads "
+            f"{path}: a run of version {body.get('format_version')!r:.100}, this release reads "
             f"{FORMAT_VERSION}"
         )
     return body
 
 
 def _contender(folder: Path, entry: dict[str, Any]) -> Contender:
-    schedule = Schedule.load(folder / entry["file"]) if entry["file"] else None
-    return Contender(**entry, schedule=schedule)
+    contender = Contender(**entry, schedule=None)  # says that the file is one to be read
+    file = contender.file
+    return replace(contender, schedule=Schedule.load(folder / file)) if file else contender
 
 
 def _under(prefix: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:

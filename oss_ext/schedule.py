@@ -12,17 +12,17 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from oss_ext import arguments
 from oss_ext.amplitude import Amplitude
-from oss_ext.files import replacing
+from oss_ext.files import parse_json, read_text, replacing
 from oss_ext.noise import FLOW, check_grid, path_from_dict
 from oss_ext.noise import Path as NoisePath
 from oss_ext.version import __version__
@@ -44,7 +44,7 @@ class ScheduleError(ValueError):
 
 def _expect(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
-        raise ScheduleError(f"{name}: expected {expected}, got {got!r}")
+        raise ScheduleError(f"{name}: expected {expected}, got {got!r:.200}")
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,10 @@ class Schedule:
         for name in ("samples", "search_nfe"):
             value = getattr(self, name)
             _expect(type(value) is int and value >= 0, name, "a whole number >= 0", value)
-        known = self.cost is None or (type(self.cost) in (int, float) and math.isfinite(self.cost))
-        _expect(known and (self.cost or 0) >= 0, "cost", "null or a number >= 0", self.cost)
+        known = self.cost is None or (
+            type(self.cost) in (int, float) and 0 <= self.cost <= sys.float_info.max
+        )
+        _expect(known, "cost", "null or a number >= 0", self.cost)
         for name in ("times", "teacher_times"):
             self._check_times(name)
         first, last = self.teacher_times[0], self.teacher_times[-1]
@@ -307,15 +309,15 @@ class Schedule:
     def from_json(cls, text: str) -> Schedule:
         """The schedule in ``text``; ``ScheduleError`` says what is wrong with it."""
         try:
-            body = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ScheduleError(f"not JSON: {error}") from None
+            body = parse_json(text)
+        except ValueError as error:
+            raise ScheduleError(str(error)) from None
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise ScheduleError(f'not a schedule of this package: no \'"format": "{FORMAT}"\'')
         version = body.get("format_version")
         if version != FORMAT_VERSION:
             raise ScheduleError(
-                f"format_version: this release reads {FORMAT_VERSION}, got {version!r}"
+                f"format_version: this release reads {FORMAT_VERSION}, got {version!r:.100}"
             )
         if body.pop("checksum", None) != _checksum(body):
             raise ScheduleError("checksum: the content was changed or damaged after it was written")
@@ -346,10 +348,8 @@ class Schedule:
             ScheduleError: it holds no valid schedule; the message names file and fault.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            raise ScheduleError(f"{os.fspath(path)}: not a text file") from None
-        except ScheduleError as error:
+            return cls.from_json(read_text(path))
+        except ValueError as error:
             raise ScheduleError(f"{os.fspath(path)}: {error}") from None
 
 

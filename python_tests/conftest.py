@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from affine_cases import AffineRunner
 from cli_cases import TINY, Oss, Outcome
@@ -19,6 +20,13 @@ from oss_ext import cli, ops
 
 SEED = int(os.environ.get("OSS_TEST_SEED") or time.time_ns() % 2**32)
 os.environ["OSS_TEST_SEED"] = str(SEED)  # the processes of one run share it
+# Property tests draw afresh in every run and print what draws a failure again. Our fixtures are the
+# same for every example.
+settings.register_profile(
+    "ours", max_examples=50, deadline=None, database=None, print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("ours")
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 

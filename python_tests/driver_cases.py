@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,6 +161,17 @@ def example_schedule(**changes: Any) -> oss.Schedule:
     return oss.Schedule.from_indices(
         [5, 3, 1, 0], [0, 0.1, 1 / 3, 0.4, 0.7, 1], **(attributes | changes)
     )
+
+
+def signed(
+    changes: dict[str, Any], without: str | None = None, of: oss.Schedule | None = None
+) -> str:
+    """The JSON of a schedule, or the example's, with ``changes`` and a checksum that fits them."""
+    body = json.loads((of or example_schedule()).to_json()) | changes
+    body.pop("checksum")
+    body.pop(without, None)
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return json.dumps(body | {"checksum": hashlib.sha256(text.encode()).hexdigest()})
 
 
 dp_search = functools.partial(oss.search, quality="dp")

@@ -69,7 +69,7 @@ def test_two_schedules_never_share_a_file(tmp_path: Path) -> None:
     first = next(c for c in run.contenders if c.schedule is not None)
     twins = (replace(first, name="a b", file=""), replace(first, name="a-b", file=""))
     with pytest.raises(RunError, match="a file for each"):
-        replace(run, contenders=twins).save(tmp_path)
+        replace(run, contenders=twins, mse=None).save(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
