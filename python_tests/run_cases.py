@@ -21,6 +21,7 @@ def random_run(
     shape: Sequence[int] = (1, 28, 28),
     *,
     budgets: Sequence[int] = (3, 5),
+    held_out: int = HELD_OUT,
     path: Path = FLOW,
     grid: Sequence[float] | None = None,
     named: Callable[[str], str] = str,
@@ -66,7 +67,7 @@ def random_run(
             Contender(named(f"best {k}"), "best", k, on_grid(n, **ours), 30.9, named("slow")),
         ]
     able = [c for c in contenders if c.schedule is not None]
-    mse = (-4 * uniform(len(contenders), HELD_OUT)).exp() / 50
+    mse = (-4 * uniform(len(contenders), held_out)).exp() / 50
     mse[[c.schedule is None for c in contenders]] = torch.nan
     table = uniform(max(budgets), n + 1) / 10
     table[:, n] = torch.inf
@@ -83,7 +84,7 @@ def random_run(
         "teacher_nfe": n,
         "teacher_seconds": 3.2,
         "calibration": CALIBRATION,
-        "held_out": HELD_OUT,
+        "held_out": held_out,
         "peak_bytes": 300 * 2**20,
         "contenders": tuple(contenders),
         "mse": mse,

@@ -93,7 +93,7 @@ def test_only_the_scripts_of_the_page_itself_may_run(seed: int) -> None:
         ({"along": {}}, {"along"}),
         ({"quantiles": {}}, {"amplitude"}),
         ({"images": {}}, {"samples"}),
-        ({"table": torch.full((3, 13), torch.inf)}, {"table"}),
+        ({"table": torch.full((3, 13), torch.inf, dtype=torch.float64)}, {"table"}),
         ({"contenders": (), "mse": None, "along": {}, "images": {}},
          {"comparison", "samples", "schedules", "along", "amplitude", "use"}),
     ],

@@ -97,7 +97,8 @@ def dp_step(
     so the bits do not depend on the number of threads. Nothing of size N x N x D or N x D is
     allocated beside ``next_state``. Against the float64 reference a cost differs by at most
     ``1e-5 ref + 2 sqrt(ref) d + d^2`` with ``d = 4 u rms(|z| + |v| + |x|)``, ``u = 2^-24``
-    (float64: 1e-12 and ``2^-53``); parents differ only where two costs are that close.
+    (float64: 1e-12 and ``2^-53``), and by ``2^-120`` where squares underflow; parents differ only
+    where two costs are that close.
 
     Args:
         state, velocity, teacher: ``[N+1, B, *dims]``, any strides.
