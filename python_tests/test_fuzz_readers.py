@@ -22,6 +22,7 @@ from oss_ext.amplitude import Amplitude
 from oss_ext.noise import Path as NoisePath
 from oss_ext.noise import VPPath, path_from_dict
 from oss_ext.runs import ARRAYS, RUN, Run, RunError
+from property_cases import few_or_many
 from run_cases import random_run
 
 T = TypeVar("T")
@@ -86,11 +87,6 @@ def read(reader: Callable[[], T], *errors: type[Exception]) -> T | None:
         message = str(error)
     assert len(message) < 1500, message[:2000]
     return None
-
-
-def few_or_many(few: int, many: int) -> pytest.MarkDecorator:
-    """Run a test with some ``examples``, and once more, slowly, with many."""
-    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
 # --- schedules ----------------------------------------------------------------------------------

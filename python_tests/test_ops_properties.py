@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from affine_cases import AffineCase, AffineRunner, AffineTruth, assert_same
-from op_cases import DTYPES, LAYOUTS, REDUCTIONS, Case, Inputs, Runner, same_bits
+from op_cases import DTYPES, LAYOUTS, REDUCTIONS, Case, Inputs, Runner, arguments, same_bits
 from op_truth import Truth
+from oss_ext import ops
+from property_cases import few_or_many
 
 DIMS = [(), (1,), (7,), (255,), (256,), (257,), (3, 5, 17), (2, 1, 8, 3)]
 SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-40, -1e-45]
@@ -52,8 +53,6 @@ seeds = st.integers(0, 2**32 - 1)
 places = st.lists(st.tuples(st.integers(0, 2), *[st.integers(0, 10**6)] * 3), max_size=4)
 """Which tensor, row, sample and element; modulo how many there are."""
 
-few_or_many = pytest.mark.parametrize("examples", [40, pytest.param(300, marks=pytest.mark.slow)])
-
 
 def at(tensor: Tensor, row: int, sample: int, element: int) -> tuple[int, ...]:
     rows, samples, *dims = tensor.shape
@@ -81,7 +80,7 @@ def check_pieces(backend: Runner, inputs: Inputs, chunk: int) -> None:
         assert same_bits(source, parent)
 
 
-@few_or_many
+@few_or_many(40, 300)
 def test_any_step_agrees_with_the_truth_and_is_its_pieces(backend: Runner, examples: int) -> None:
     backend.spare(unless=False)
 
@@ -104,7 +103,7 @@ def test_any_step_agrees_with_the_truth_and_is_its_pieces(backend: Runner, examp
     check()
 
 
-@few_or_many
+@few_or_many(40, 300)
 def test_a_source_that_cannot_count_is_as_good_as_masked(backend: Runner, examples: int) -> None:
     """NaN, inf, and what is so large that its cost overflows: nothing else changes by a bit."""
     backend.spare(unless=False)
@@ -128,7 +127,7 @@ def test_a_source_that_cannot_count_is_as_good_as_masked(backend: Runner, exampl
     check()
 
 
-@few_or_many
+@few_or_many(40, 300)
 def test_exact_costs_have_exact_winners(backend: Runner, examples: int) -> None:
     """Whole numbers and powers of two: no rounding, hence many ties, which the largest wins."""
     backend.spare(unless=False)
@@ -152,11 +151,16 @@ def test_exact_costs_have_exact_winners(backend: Runner, examples: int) -> None:
         flipped = cost.flip(0)  # of equal ones, argmin takes the first
         expected = torch.where(flipped.amin(dim=0).isfinite(), rows - 1 - flipped.argmin(dim=0), -1)
         assert torch.equal(backend.dp_step(inputs)[2], expected)
+        assert torch.equal(backend.dp_accumulate(inputs, 2)[2], expected)
+        if ops.BACKENDS[backend.name].why_not_call("dp_argmin_", inputs.state.device) is None:
+            given = arguments("dp_argmin_", inputs)
+            ops.dp_argmin_(**given, backend=backend.name)
+            assert torch.equal(given["best_parent"], expected)
 
     check()
 
 
-@few_or_many
+@few_or_many(40, 300)
 def test_tiny_and_large_values_keep_the_error_model(backend: Runner, examples: int) -> None:
     """From where squares underflow to just below where their sums overflow."""
     backend.spare(unless=False)
@@ -177,7 +181,7 @@ def test_tiny_and_large_values_keep_the_error_model(backend: Runner, examples: i
     check()
 
 
-@few_or_many
+@few_or_many(40, 300)
 def test_any_argmin_agrees_with_the_truth_in_any_chunks(
     affine: AffineRunner, examples: int
 ) -> None:

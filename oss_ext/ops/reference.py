@@ -50,7 +50,8 @@ def dp_cost(
 
 def mean_square(value: Tensor, target: Tensor) -> Tensor:
     """[B]: the mean over elements of (value - target)^2."""
-    mean = (value - target.double()).square().reshape(len(target), -1).mean(dim=1)
+    # In one order of memory: torch adds up in the order of strides, and the bits would follow it.
+    mean = (value - target.double()).square().reshape(len(target), -1).contiguous().mean(dim=1)
     if target.dtype != torch.float64:  # what float32 cannot hold is no finite cost
         mean = torch.where(mean.float().isinf(), torch.inf, mean)
     return mean
