@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from oss_ext.files import replacing
+from oss_ext.files import parse_json, read_text, replacing
 from oss_ext.models.base import Model
 from oss_ext.models.wrapped import Wrapped
 
@@ -41,9 +41,6 @@ if sys.platform != "win32":
 
 FORMAT, FORMAT_VERSION = "oss-checkpoint", 1
 MANIFEST, ANSWERS = "checkpoint.json", "answers.bin"
-MOST_MANIFEST = 2**20
-"""Bytes of a manifest; there is no reading more into memory."""
-
 HEADER = struct.Struct("<8sQI")
 MAGIC = b"ossansw1"
 SYNC_SECONDS = 10.0
@@ -63,14 +60,11 @@ def settings_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     try:
-        with path.open("rb") as file:
-            text = file.read(MOST_MANIFEST + 1)
+        body = parse_json(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: holds no unfinished run") from None
-    try:
-        body = json.loads(text) if len(text) <= MOST_MANIFEST else None
-    except (ValueError, RecursionError):
-        body = None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this package")
     version, settings = body.get("format_version"), body.get("settings")
@@ -244,9 +238,10 @@ class Checkpoint:
             payload = _read(self._file, length)
             if zlib.crc32(payload) != checksum:
                 raise ValueError("not a record")
-            header = json.loads(payload[8 : 8 + struct.unpack("<Q", payload[:8])[0]])
+            size = struct.unpack_from("<Q", payload)[0]
+            header = parse_json(payload[8 : 8 + size].decode())
             return int(header["__metadata__"]["request"], 16), load(bytes(payload))["answer"]
-        except (struct.error, ValueError, KeyError, SafetensorError, RecursionError):
+        except (struct.error, ValueError, KeyError, TypeError, SafetensorError):
             self.notes.append(
                 f"the record after {self.taken} model calls is broken, as a crash leaves it; it "
                 "and those after it were made again"
