@@ -34,6 +34,7 @@ from torch import Tensor
 
 from oss_ext.files import parse_json, read_text, replacing
 from oss_ext.models.base import Model
+from oss_ext.models.evaluation import out_of_memory
 from oss_ext.models.wrapped import Wrapped
 
 if sys.platform != "win32":
@@ -142,7 +143,11 @@ class Checkpoint:
             shutil.rmtree(self.folder)
 
     def answer(self, request: int) -> Tensor | None:
-        """The next answer of the file, if it was given to ``request``; None if there is none."""
+        """The next answer of the file, if it was given to ``request``; None if there is none.
+
+        Raises:
+            OutOfMemoryError: the model ran out of memory there.
+        """
         if not self._replaying:
             return None
         assert self._file is not None
@@ -150,6 +155,8 @@ class Checkpoint:
         found = self._read(place)
         if found is not None and found[0] == request:
             self.taken, self.kept = self.taken + 1, self.kept + 1
+            if found[1] is None:
+                raise torch.OutOfMemoryError("out of memory, as when it was asked before")
             return found[1]
         if found is not None:
             self.notes.append(
@@ -161,8 +168,8 @@ class Checkpoint:
         self._file.truncate()
         return None
 
-    def keep(self, request: int, answer: Tensor) -> None:
-        """Append an answer; returns when the system has it.
+    def keep(self, request: int, answer: Tensor | None) -> None:
+        """Append an answer, or that there was no memory for it; returns when the system has it.
 
         Raises:
             CheckpointError: there is no room, or another process has the folder; what was kept
@@ -171,7 +178,8 @@ class Checkpoint:
         if self._file is None:
             self._begin()
         assert self._file is not None
-        payload = save({"answer": answer.cpu().contiguous()}, {"request": f"{request:08x}"})
+        answers = {} if answer is None else {"answer": answer.cpu().contiguous()}
+        payload = save(answers, {"request": f"{request:08x}"})
         place = self._file.tell()
         try:
             _write(self._file, HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)))
@@ -225,7 +233,7 @@ class Checkpoint:
                     f"{self.folder}: {name} was {before!r} when the run began, got {now!r}"
                 )
 
-    def _read(self, place: int) -> tuple[int, Tensor] | None:
+    def _read(self, place: int) -> tuple[int, Tensor | None] | None:
         """Request and answer of the record at ``place``; None at the end, or where it is broken."""
         assert self._file is not None
         left = os.fstat(self._file.fileno()).st_size - place
@@ -240,7 +248,7 @@ class Checkpoint:
                 raise ValueError("not a record")
             size = struct.unpack_from("<Q", payload)[0]
             header = parse_json(payload[8 : 8 + size].decode())
-            return int(header["__metadata__"]["request"], 16), load(bytes(payload))["answer"]
+            return int(header["__metadata__"]["request"], 16), load(bytes(payload)).get("answer")
         except (struct.error, ValueError, KeyError, TypeError, SafetensorError):
             self.notes.append(
                 f"the record after {self.taken} model calls is broken, as a crash leaves it; it "
@@ -260,7 +268,12 @@ class _Recorded(Wrapped):
         request = _identity(x, t, sample)
         answer = self._checkpoint.answer(request)
         if answer is None:
-            answer = self._model(x, t, sample)
+            try:
+                answer = self._model(x, t, sample)
+            except (MemoryError, RuntimeError) as error:
+                if out_of_memory(error):  # fewer rows are asked for then, and will be again
+                    self._checkpoint.keep(request, None)
+                raise
             if isinstance(answer, Tensor):  # if not, whoever asked says so
                 self._checkpoint.keep(request, answer)
         return answer.to(x.device) if isinstance(answer, Tensor) else answer

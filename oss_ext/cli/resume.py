@@ -100,7 +100,10 @@ def resumable(
                 click.echo(f"what the model answered is kept: `{again}` goes on", err=True)
             raise
         if resume:
-            click.echo(f"resumed: {checkpoint.taken} of {checkpoint.kept} model calls were there")
+            click.echo(
+                f"resumed: {checkpoint.taken} of {checkpoint.kept} model calls were there; times "
+                "are of this process"
+            )
         for note in checkpoint.notes:
             click.echo(f"note: {note}", err=True)
         checkpoint.remove()

@@ -31,6 +31,7 @@ class Model(abc.ABC):
         path: the model's own noise path.
         one_time_per_call: all rows of a call must share one ``t``.
         fixed_batch: the only number of rows a call may have, None for any.
+        most_rows: of a call, as far as memory is known to go; None: nothing is known.
         slots: every call has this many rows, at one time, of the samples ``k slots, k slots + 1,
             ...``: the rows of a call are tied to items of the conditioning. None: no such tie.
     """
@@ -43,6 +44,7 @@ class Model(abc.ABC):
     path: Path = FLOW
     one_time_per_call: bool = False
     fixed_batch: int | None = None
+    most_rows: int | None = None
     slots: int | None = None
 
     @abc.abstractmethod

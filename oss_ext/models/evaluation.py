@@ -2,11 +2,14 @@
 
 A row's bits depend on the batch it is evaluated in. So every call of a run has the same number of
 rows: the last block of a request is filled up by repeating its last row. Teacher, search and
-replay then see equal velocities for equal states.
+replay then see equal velocities for equal states. Only where a call runs out of memory are there
+fewer rows from then on.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -26,11 +29,12 @@ class Evaluator:
     Args:
         model: the velocity model.
         samples: B, the number of samples of the run.
-        max_batch: rows per call; None takes B. A model's ``slots`` or ``fixed_batch`` go before it.
+        max_batch: rows per call; None takes B. A model's ``slots`` or ``fixed_batch`` go before it,
+            and it is no more than its ``most_rows``.
         on_progress: called with the number of rows done after every call.
 
     Attributes:
-        block: rows per call.
+        block: rows per call; halved, with a warning, where one runs out of memory.
         nfe: model evaluations so far, in rows asked for (filling is not counted).
         first_bad: sample to the first ``t`` at which it came back with NaN or inf.
     """
@@ -45,7 +49,9 @@ class Evaluator:
         if max_batch is not None:
             max_batch = arguments.whole_number("max_batch", max_batch)
         self.model = model
-        self.block = model.slots or model.fixed_batch or max_batch or samples
+        wanted = max_batch or samples
+        fits = min(wanted, model.most_rows or wanted)
+        self.block = model.slots or model.fixed_batch or fits
         self.nfe = 0
         self.first_bad: dict[int, float] = {}
         self._on_progress = on_progress
@@ -72,13 +78,21 @@ class Evaluator:
                 their places among the rows of the call.
         """
         samples = torch.arange(states.shape[1]) if samples is None else samples
-        for block in self._blocks(rows, samples):
+        blocks = deque(self._blocks(rows, samples))
+        while blocks:
+            block = blocks.popleft()
             place, taken, sample = self._arrange(block, samples)
             row, column = taken.to(states.device).unbind(1)
-            x = states[row, column].to(self.model.dtype)
-            t = times[taken[:, 0]].to(states.device)
-            with torch.no_grad():
-                v = self.model(x, t, sample.to(states.device))
+            try:
+                x = states[row, column].to(self.model.dtype)
+                t = times[taken[:, 0]].to(states.device)
+                with torch.no_grad():
+                    v = self.model(x, t, sample.to(states.device))
+            except (MemoryError, RuntimeError) as error:
+                if not (out_of_memory(error) and self._halve()):
+                    raise
+                blocks = deque(self._blocks(torch.cat([block, *blocks]), samples))
+                continue
             check_output(self.model.name, v, x, "velocity")
             v = v[place.to(v.device)]
             for at in (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
@@ -107,6 +121,24 @@ class Evaluator:
         if self.first_bad:
             raise NonFiniteError(self.describe_bad())
         return out[0]
+
+    def _halve(self) -> bool:
+        """Half as many rows per call, in this run and in the model's next; False if there cannot
+        be fewer."""
+        model = self.model
+        if model.slots or model.fixed_batch or self.block == 1:
+            return False
+        before, self.block = self.block, self.block // 2
+        model.most_rows = self.block
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"model {model.name!r} ran out of memory with {before} rows in a call; there are "
+            f"{self.block} from here on, which changes results in near-ties",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return True
 
     def describe_bad(self, sample: int | None = None) -> str:
         """What ``first_bad`` says of ``sample``, or of the first there is; empty if nothing."""
@@ -148,3 +180,9 @@ class Evaluator:
         taken[place] = block
         first = int(samples[block[0, 1]]) // self.block * self.block
         return place, taken, torch.arange(first, first + self.block)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Also of the CPU's allocator, which says so in words only."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
