@@ -13,7 +13,7 @@ VENV ?= .venv
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-examples sanitize cuda gpu-check build wheel lint bench clean
+.PHONY: help demo test test-all test-examples sanitize sanitize-threads cuda gpu-check build wheel lint bench clean
 
 bin := $(VENV)/bin
 # One stamp per way to build, so that a change of OSS_NATIVE or OSS_CUDA builds again.
@@ -34,18 +34,27 @@ pytest := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(bin)/pytest -q -n auto --d
 test: $(built)  ## run the tests that take seconds
 	@$(pytest) -m "not slow"
 
-test-all: $(built)  ## run all tests
+test-all: $(built) sanitize-threads  ## run all tests
 	@$(pytest)
 
 test-examples: $(built)  ## run the examples; fetches a network from the package index
 	@$(bin)/pytest -q python_tests/test_examples.py
 
+# $(call sanitized,sanitizers,targets) builds what runs under them in build/sanitizers.
+sanitized = PATH=$(abspath $(bin)):$$PATH cmake -S . -B build/$(1) -G Ninja \
+	  -DOSS_SANITIZE=$(subst +,$(comma),$(1)) -DPython_EXECUTABLE=$(abspath $(bin)/python) \
+	  --log-level=WARNING > /dev/null && \
+	  PATH=$(abspath $(bin)):$$PATH cmake --build build/$(1) --target $(2) > /dev/null
+comma := ,
+
 sanitize: $(built)  ## run the CPU and CUDA kernels on the CPU under the sanitizers
-	@PATH=$(abspath $(bin)):$$PATH cmake -S . -B build/sanitize -G Ninja -DOSS_SANITIZE=ON \
-	  -DPython_EXECUTABLE=$(abspath $(bin)/python) --log-level=WARNING > /dev/null
-	@PATH=$(abspath $(bin)):$$PATH cmake --build build/sanitize \
-	  --target kernels_test --target cuda_test > /dev/null
-	@build/sanitize/kernels_test & kernels=$$!; build/sanitize/cuda_test; wait $$kernels
+	@$(call sanitized,address+undefined,kernels_test cuda_test)
+	@build/address+undefined/kernels_test & kernels=$$!; build/address+undefined/cuda_test; \
+	  wait $$kernels
+
+sanitize-threads: $(built)  ## run the CPU kernels' threads under the thread sanitizer
+	@$(call sanitized,thread,threads_test)
+	@build/thread/threads_test
 
 cuda: $(built)  ## compile the CUDA kernels for every architecture and list what they need
 	@$(bin)/python csrc/tests/cuda_resources.py

@@ -201,8 +201,13 @@ void check(const Case& c, const Kernels& kernels) {
 
 int main() {
   std::vector<const Kernels*> all{&emulated::kernels};
+#ifdef OSS_EMULATED_ONLY
+  const int every = 6;  // the thread sanitizer takes its time
+#else
+  const int every = 1;
   const Available available;
   all.insert(all.end(), available.list, available.list + available.count);
+#endif
   const DType f32 = DType::float32, f64 = DType::float64, f16 = DType::float16,
               bf16 = DType::bfloat16;
   const std::pair<DType, DType> dtypes[] = {{f32, f32},   {f64, f64},  {f16, f16},
@@ -218,10 +223,11 @@ int main() {
           for (const int64_t step : {1, 3}) {
             const int64_t masks[] = {0, 1, b};  // each meets every reduction, and every dtype
             const int64_t mask = masks[(cases / 2 + cases / 6) % 3];
-            check({n, b, outer, inner, step, dtype, velocity, mask, reduce}, *kernels);
+            if (cases % every == 0)
+              check({n, b, outer, inner, step, dtype, velocity, mask, reduce}, *kernels);
             ++cases;
           }
   }
-  std::printf("%d cases on %zu kernels, %d failures\n", cases, all.size(), failures);
+  std::printf("%d cases on %zu kernels, %d failures\n", cases / every, all.size(), failures);
   return failures != 0;
 }
