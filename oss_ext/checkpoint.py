@@ -59,6 +59,11 @@ def settings_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or none of this version.
     """
+    return _manifest(folder)[0]
+
+
+def _manifest(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and machine."""
     path = Path(folder) / MANIFEST
     try:
         body = parse_json(read_text(path))
@@ -69,11 +74,13 @@ def settings_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of this package")
     version, settings = body.get("format_version"), body.get("settings")
-    if version != FORMAT_VERSION or not isinstance(settings, dict):
+    machine = body.get("machine")
+    known = version == FORMAT_VERSION
+    if not (known and isinstance(settings, dict) and isinstance(machine, dict)):
         raise CheckpointError(
             f"{path}: a checkpoint of version {version!r}, this release reads {FORMAT_VERSION}"
         )
-    return settings
+    return settings, machine
 
 
 class Checkpoint:
@@ -82,12 +89,13 @@ class Checkpoint:
     Args:
         folder: of the checkpoint alone.
         settings: everything that the run's result depends on, as JSON has it.
+        machine: what it depends on in near-ties only: device, versions, threads.
         resume: continue the run in ``folder``.
 
     Attributes:
         taken: answers that came from the file.
         kept: answers in the file.
-        notes: what was found wrong with the file, in words.
+        notes: what is to be said of a result of both runs: another machine, a broken file.
 
     Raises:
         CheckpointError: ``resume`` without a checkpoint, or with one of other settings, which the
@@ -99,16 +107,26 @@ class Checkpoint:
         folder: str | os.PathLike[str],
         settings: Mapping[str, Any],
         *,
+        machine: Mapping[str, Any] | None = None,
         resume: bool = False,
     ) -> None:
         self.folder, self.taken, self.kept = Path(folder), 0, 0
         self.notes: list[str] = []
-        self._settings = json.loads(json.dumps(dict(settings)))
+        self._settings, self._machine = (
+            json.loads(json.dumps(dict(given))) for given in (settings, machine or {})
+        )
         self._file: io.FileIO | None = None
         self._replaying, self._synced = resume, time.monotonic()
         if resume:
-            self._check(settings_of(folder))
+            begun, there = _manifest(folder)
+            self._check(begun)
             self._file = self._open(os.O_RDWR)
+            self.notes += [
+                f"{name} was {there.get(name)!r:.100} when the run began, and is {now!r:.100}: the "
+                "result may differ in near-ties"
+                for name, now in self._machine.items()
+                if now != there.get(name)
+            ]
         elif (self.folder / MANIFEST).exists():
             raise CheckpointError(
                 f"{self.folder}: holds an unfinished run; resume it, or remove that folder"
@@ -204,7 +222,8 @@ class Checkpoint:
         if (self.folder / MANIFEST).exists():
             raise CheckpointError(f"{self.folder}: another process has begun a run here")
         self._file.truncate(0)
-        body = {"format": FORMAT, "format_version": FORMAT_VERSION, "settings": self._settings}
+        body = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        body |= {"settings": self._settings, "machine": self._machine}
         with replacing(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 

@@ -270,6 +270,17 @@ def test_other_manifests_are_refused(text: str, message: str, tmp_path: Path) ->
         settings_of(tmp_path)
 
 
+def test_another_machine_is_noted(tmp_path: Path) -> None:
+    model = random_mixture(1, torch.float32)
+    begun: dict[str, object] = {"torch": "2.12", "threads": 2}
+    with Checkpoint(tmp_path / "c", SETTINGS, machine=begun) as checkpoint:
+        oss.teacher(checkpoint.recorded(model), model.noise(2), steps=3)
+    note = "torch was '2.12' when the run began, and is '2.13': the result may differ in near-ties"
+    for machine, notes in ((begun, []), (begun | {"torch": "2.13"}, [note])):
+        with Checkpoint(tmp_path / "c", SETTINGS, machine=machine, resume=True) as checkpoint:
+            assert checkpoint.notes == notes
+
+
 def test_settings_come_back(tmp_path: Path) -> None:
     begin(tmp_path / "c", random_mixture(1, torch.float32), 5)
     assert settings_of(tmp_path / "c") == json.loads(json.dumps(SETTINGS))

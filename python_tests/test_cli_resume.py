@@ -197,6 +197,15 @@ def test_a_run_of_another_model_is_refused(oss: Oss, monkeypatch: pytest.MonkeyP
     assert expected in outcome.err
 
 
+def test_a_checkpoint_of_something_else_is_refused(oss: Oss) -> None:
+    from oss_ext import Checkpoint, models, teacher
+
+    model = models.load("analytic")
+    with Checkpoint("run/checkpoint", {"mine": 1}) as checkpoint:
+        teacher(checkpoint.recorded(model), model.noise(2), steps=3)
+    assert_misused(oss("search", "--resume=run"), "--resume: expected a run of `oss search` in run")
+
+
 def test_no_checkpoint_leaves_none(oss: Oss) -> None:
     outcome = oss("search", *TINY, "--steps=2", "--out=run", "--no-checkpoint")
     assert outcome.code == 0

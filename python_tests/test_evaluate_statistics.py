@@ -332,7 +332,8 @@ def test_frechet_of_independent_features_adds_up_and_does_not_turn(seed: int) ->
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-12)
     turn = random_rotation(5, seed)
     assert frechet_distance(a @ turn, b @ turn) == pytest.approx(expected, rel=1e-11)
-    assert frechet_distance(a @ turn, b) != pytest.approx(expected, rel=1e-3)
+    # By how much it differs is chance; that it does is not.
+    assert frechet_distance(a @ turn, b) != pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_of_one_feature() -> None:

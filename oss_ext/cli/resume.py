@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from oss_ext.checkpoint import Checkpoint, settings_of
 from oss_ext.cli.base import ARGUMENTS
+from oss_ext.machine import configuration
 from oss_ext.models import Model
 from oss_ext.version import __version__
 
@@ -38,9 +39,12 @@ class Resumable(click.Command):
                     f"{parameter.opts[0]}: expected none beside --resume, which takes all options "
                     "from the run"
                 )
-        quiet = ctx.params["quiet"]
-        ctx.meta[ARGUMENTS] = settings_of(run / FOLDER)[ARGUMENTS]
-        rest = super().parse_args(ctx, list(ctx.meta[ARGUMENTS]))
+        quiet, begun = ctx.params["quiet"], settings_of(run / FOLDER).get(ARGUMENTS)
+        if not isinstance(begun, list) or not all(isinstance(part, str) for part in begun):
+            raise click.UsageError(f"--resume: expected a run of `oss {ctx.info_name}` in {run}")
+        ctx.meta[ARGUMENTS] = begun
+        click.echo(f"resuming: oss {ctx.info_name} {shlex.join(begun)}", err=True)
+        rest = super().parse_args(ctx, list(begun))
         ctx.params |= {"resume": run, "out": run, "quiet": quiet}
         return rest
 
@@ -92,7 +96,8 @@ def resumable(
         "model": f"{model.name} with hash {model.fingerprint()}",
         "oss_ext": __version__,
     }
-    with Checkpoint(run / FOLDER, settings, resume=resume) as checkpoint:
+    machine = {name: str(fact) for name, fact in configuration(model.device.type).items()}
+    with Checkpoint(run / FOLDER, settings, machine=machine, resume=resume) as checkpoint:
         try:
             yield checkpoint.recorded(model), checkpoint.notes
         except BaseException:
