@@ -7,10 +7,15 @@ in 16-bit arithmetic none of them would find the parents.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from torch import Tensor
+
+from oss_ext.models.evaluation import Evaluator
+from oss_ext.teacher import Trajectory
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -146,3 +151,32 @@ def true_parents(
             error = torch.addcmul(z[i], (times[:i] - times[i])[:, None], v[i]).sub_(x[:i])
             cost[i, :i] += error.square_().sum(dim=1)
     return select(cost)[1]
+
+
+class _Steps:
+    """``dp.EulerSteps`` by a step of [N+1, B, D], for searches of each sample by itself."""
+
+    def __init__(self, step: Step, evaluator: Evaluator, trajectory: Trajectory) -> None:
+        self._step, self._evaluator, self._times = step, evaluator, trajectory.times
+        self._teacher = trajectory.states
+        self._state = trajectory.noise.expand_as(self._teacher).contiguous()
+
+    def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, None]:
+        # What is no source costs infinitely much.
+        velocity = torch.full_like(self._state, torch.inf)
+        self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
+        tensors = (x.flatten(2) for x in (self._state, velocity, self._teacher))
+        state, cost, parent = self._step(*tensors, self._times)
+        self._state = state.view(self._teacher.shape)
+        return cost.view(live.shape), parent.view(live.shape), None
+
+
+@contextmanager
+def searched_by(step: Step) -> Iterator[None]:
+    """Searches in this block find the sources of Euler steps by ``step`` over [N+1, B, D]."""
+
+    def steps(evaluator: Evaluator, trajectory: Trajectory, *rest: object) -> _Steps:
+        return _Steps(step, evaluator, trajectory)
+
+    with mock.patch("oss_ext.dp.EulerSteps", steps):
+        yield

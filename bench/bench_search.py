@@ -21,13 +21,17 @@ from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor
 
 import oss_ext as oss
-from alternatives import Step, one_pair_at_a_time, one_source_at_a_time, per_sample
+from alternatives import (
+    Step,
+    one_pair_at_a_time,
+    one_source_at_a_time,
+    per_sample,
+    searched_by,
+)  # fmt: skip
 from oss_ext.machine import configuration
-from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.wrapped import Wrapped
 
 SHARE = 0.05
@@ -69,32 +73,6 @@ class Timed(Wrapped):
         return answer
 
 
-class Published:
-    """``dp.EulerSteps`` with another step, for searches of each sample by itself."""
-
-    def __init__(
-        self, step: Callable[..., Any], evaluator: Evaluator, trajectory: oss.Trajectory
-    ) -> None:
-        self._step, self._evaluator, self._times = step, evaluator, trajectory.times
-        self._teacher = trajectory.states.flatten(2)
-        self._shape, self._state = (
-            trajectory.states.shape,
-            trajectory.states[-1:].repeat(
-                len(trajectory.times), *[1] * (trajectory.states.dim() - 1)
-            ),
-        )
-
-    def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, None]:
-        # What is no source costs infinitely much.
-        velocity = torch.full_like(self._state, torch.inf)
-        self._evaluator.fill(velocity, self._state, self._times, live.nonzero())
-        state, cost, parent = self._step(
-            self._state.flatten(2), velocity.flatten(2), self._teacher, self._times
-        )
-        self._state = state.view(self._shape)
-        return cost.view(live.shape), parent.view(live.shape), None
-
-
 def search(
     model: oss.models.Model, options: argparse.Namespace, way: str
 ) -> tuple[Any, list[float]]:
@@ -108,13 +86,7 @@ def search(
             own = in_step.around(oss.ops.dp_accumulate_)
             patches.enter_context(mock.patch("oss_ext.ops.dp_accumulate_", own))
         else:
-            other = in_step.around(per_sample(step))
-            patches.enter_context(
-                mock.patch(
-                    "oss_ext.dp.EulerSteps",
-                    lambda evaluator, trajectory, *rest: Published(other, evaluator, trajectory),
-                )
-            )
+            patches.enter_context(searched_by(in_step.around(per_sample(step))))
         begin = time.perf_counter()
         found = oss.search(timed, teacher, options.steps, scope="instance", quality="dp")
         total = time.perf_counter() - begin

@@ -72,44 +72,17 @@ def ours(shape: tuple[int, ...], steps: int, scratch: str | None) -> tuple[int, 
 
     model = make_model(shape)
     teacher = oss.teacher(model, model.noise(1), steps=steps, scratch=scratch)
-    found = oss.search(model, teacher, BUDGET, quality="dp")
-    return found.schedule(BUDGET).indices
+    found = oss.search(model, teacher, BUDGET, quality="dp", scope="instance")
+    (schedule,) = found.schedules(BUDGET)
+    assert schedule.indices is not None
+    return schedule.indices
 
 
 def published(shape: tuple[int, ...], steps: int, scratch: str | None) -> tuple[int, ...]:
-    """As the published code: an array of velocities, and all targets of a source at once."""
-    import oss_ext as oss
+    from alternatives import one_source_at_a_time, per_sample, searched_by
 
-    model = make_model(shape)
-    teacher = oss.teacher(model, model.noise(1), steps=steps)
-    states, times = teacher.states, teacher.times
-    sample = torch.zeros(1, dtype=torch.int64)
-    state, rows = states[-1:].repeat(steps + 1, *[1] * (states.dim() - 1)), []
-    for _ in range(BUDGET):
-        live = (
-            range(1, steps + 1)
-            if not rows
-            else [i for i in range(1, steps + 1) if rows[-1][i] >= 0]
-        )
-        velocity = torch.stack(
-            [model(state[i], times[i : i + 1], sample) for i in range(steps + 1)]
-        )
-        best = torch.full((steps + 1,), torch.inf)
-        parent, after = torch.full((steps + 1,), -1), state.clone()
-        for i in live:
-            step = (times[:i] - times[i]).float().view(-1, *[1] * (states.dim() - 1))
-            candidates = state[i] + step * velocity[i]
-            cost = (candidates - states[:i]).square().flatten(1).mean(dim=1)
-            better = cost <= best[:i]
-            best[:i][better] = cost[better]
-            parent[:i][better] = i
-            after[:i][better] = candidates[better]
-        state = after
-        rows.append(parent.tolist())
-    path = [0]
-    for parents in reversed(rows):
-        path.append(parents[path[-1]])
-    return tuple(reversed(path))
+    with searched_by(per_sample(one_source_at_a_time)):
+        return ours(shape, steps, scratch)
 
 
 WAYS: dict[str, Callable[..., tuple[int, ...]]] = {
