@@ -194,6 +194,7 @@ force_option = click.option(
     "--force", is_flag=True, help="Go on with a schedule of another model or time shift."
 )
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
+schedule_argument = click.argument("schedule_file", metavar="SCHEDULE")
 schedules_argument = click.argument(
     "schedule_files", metavar="SCHEDULE...", nargs=-1, required=True
 )

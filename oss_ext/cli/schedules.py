@@ -14,6 +14,7 @@ from oss_ext.cli.base import (
     check_picture,
     check_writable,
     load_schedule,
+    schedule_argument,
     schedules_argument,
 )
 from oss_ext.files import replacing
@@ -37,7 +38,7 @@ def show(schedule_files: tuple[str, ...], plot: Path | None) -> None:
 
 
 @click.command("export")
-@click.argument("schedule_file", metavar="SCHEDULE")
+@schedule_argument
 @click.option("--to", "host", required=True,
               type=click.Choice([*export.FORMATS, export.DIFFUSERS]), help="Host.")  # fmt: skip
 @click.option("--shift", type=float, default=1.0, show_default=True,

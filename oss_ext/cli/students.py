@@ -20,6 +20,7 @@ from oss_ext.cli.base import (
     load_schedule,
     model_options,
     quiet_option,
+    schedule_argument,
 )
 from oss_ext.export import attach
 from oss_ext.files import replacing
@@ -30,7 +31,7 @@ from oss_ext.schedule import Schedule
 
 
 @click.command()
-@click.argument("schedule_file", metavar="SCHEDULE")
+@schedule_argument
 @model_options
 @click.option("--samples", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--seed", default=1, show_default=True, help="Seed of the noise.")

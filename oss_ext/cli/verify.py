@@ -11,13 +11,14 @@ from oss_ext.cli.base import (
     load_schedule,
     model_options,
     quiet_option,
+    schedule_argument,
 )
 from oss_ext.verify import MOST_SAMPLES
 from oss_ext.verify import verify as verify_schedule
 
 
 @click.command()
-@click.argument("schedule_file", metavar="SCHEDULE")
+@schedule_argument
 @model_options
 @click.option("--samples", type=click.IntRange(1), default=MOST_SAMPLES, show_default=True,
               help="Draw at most so many; SCHEDULE says how many it needs.")  # fmt: skip
