@@ -119,3 +119,17 @@ def test_a_run_that_is_resumed_runs_out_of_memory_where_it_did(seed: int, tmp_pa
         again = Small(random_mixture(seed), 100, ERRORS["cuda"])
         assert run(checkpoint.recorded(again)) == expected
         assert (again.rows, checkpoint.taken, checkpoint.notes) == ([], len(small.rows), [])
+
+
+@pytest.mark.filterwarnings("ignore:model .* ran out of memory:RuntimeWarning")
+@pytest.mark.parametrize("room", [1, 2])
+@each_seed(1)
+def test_refinement_goes_on_too(room: int, seed: int) -> None:
+    """What it knows of a group of samples stays that of the group."""
+    plain = random_mixture(seed)
+    teacher = oss.teacher(plain, plain.noise(16, seed).double(), steps=12)
+    start = teacher.schedule([12, 8, 4, 0])
+    small = Small(plain, room, ERRORS["cuda"])
+    found = oss.refine(small, teacher, start)
+    assert found.schedule.indices == oss.refine(plain, teacher, start).schedule.indices
+    assert any(rows > room for rows in small.rows)

@@ -53,13 +53,14 @@ class Runner:
         # was needed, velocity.
         self._known: OrderedDict[tuple[int, Rows, Orders], list[Any]] = OrderedDict()
         self.last_row = len(self.times) - 1
-        group = trajectory.states[0, : evaluator.block]
+        self._group = evaluator.block  # stays, where calls come to have fewer rows
+        group = trajectory.states[0, : self._group]
         tensors = 2 if self._solver.order == 1 else 3  # state, velocity, what the history adds
         self._keep = max(trajectory.steps + 1, keep_bytes // (tensors * group.nbytes))
 
     def groups(self, samples: Sequence[int]) -> Iterator[Tensor]:
         """``samples`` in the groups that are run at once."""
-        yield from torch.tensor(list(samples)).split(self._evaluator.block)
+        yield from torch.tensor(list(samples)).split(self._group)
 
     def residuals(self, rows: Rows, group: Tensor, orders: Orders = ()) -> Tensor:
         """Where the path ``rows`` (descending, to 0) ends, less the teacher's end, ``[n, D]``.
