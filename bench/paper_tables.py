@@ -32,6 +32,7 @@ from oss_ext.statistics import psnr
 Lines = list[str]
 
 SOLVERS = ("euler", "dpmpp-2m", "dpmpp-3m", "unipc-3")
+PAPER_BUDGETS = (20, 10, 5)
 PERCEPTUAL = {
     "digits": ["perceptual:mid2"],
     "21cmPSDenoiser": ["perceptual:network.mid_block2"],
@@ -106,7 +107,7 @@ def mean_psnr(mse: Tensor, trajectory: oss.Trajectory) -> float:
 
 def table_2(case: Case) -> Lines:
     """Three teacher schedules; every sample with its own schedule, as the paper has it."""
-    budgets, grids = (20, 10, 5), ("edm", "ddim", "flow")
+    budgets, grids = (50, *PAPER_BUDGETS), ("edm", "ddim", "flow")
     rows, holds = [], []
     for grid in grids:
         teacher, _ = case.teachers(grid)
@@ -119,14 +120,19 @@ def table_2(case: Case) -> Lines:
             rows.append([grid, str(k), naive, searched, searched - naive])
             holds.append(searched > naive)
     claim = "OSS above naive step reduction for every teacher schedule, by 2.65 dB on average"
-    gain = sum(float(row[-1]) for row in rows) / len(rows)
+    gains = [float(row[-1]) for row in rows if row[1] != "50"]
+    gain = sum(gains) / len(gains)
     head = ["teacher", "steps", "naive", "OSS, own schedule each", "gain"]
-    return [*table(head, rows), "", f"{verdict(claim, holds)} On average {gain:.2f} dB."]
+    return [
+        *table(head, rows),
+        "",
+        f"{verdict(claim, holds)} On average {gain:.2f} dB at the paper's 20, 10 and 5.",
+    ]
 
 
 def table_3(case: Case) -> Lines:
     """Teachers of more and fewer steps, judged by the one of the most."""
-    counts, k = (100, 200, 500), 20
+    counts, k = (100, 200, 500, 1000), 20
     _, target = case.teachers(steps=counts[-1])
     rows = []
     for n in counts:
