@@ -16,7 +16,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
@@ -32,6 +32,7 @@ from alternatives import (
     searched_by,
 )  # fmt: skip
 from oss_ext.machine import configuration
+from oss_ext.models.base import Request
 from oss_ext.models.wrapped import Wrapped
 
 SHARE = 0.05
@@ -68,9 +69,9 @@ class Timed(Wrapped):
         super().__init__(model)
         self._timed = watch.around(model)
 
-    def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        answer: Tensor = self._timed(x, t, sample)
-        return answer
+    def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        for request in requests:
+            yield self._timed(*request)
 
 
 def search(

@@ -6,22 +6,19 @@
 A teacher of ``--steps`` steps and a dynamic programme over them, for one sample and a velocity that
 costs next to nothing, each in a process of its own: in memory, with trajectories on disk, and as
 the published code has it (all velocities and one source's candidates at once). Counted is
-anonymous memory at its peak, above that of a process that imported torch, as a multiple of one
-array of the trajectory's size; what lies in files the system can drop and fetch again, and is shown
-beside it. Exits with 1 where a target is missed.
+anonymous memory at its peak, above that of a process that imported torch and this package, as a
+multiple of one array of the trajectory's size; what lies in files the system can drop and fetch
+again, and is shown beside it. Exits with 1 where a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,31 +28,6 @@ MIB, GIB = 2**20, 2**30
 WAN = (16, 21, 60, 104)
 BUDGET = 10
 TARGETS = {"in memory": "2.3 arrays and 200 MiB", "on disk": "1 GiB, twice the time in memory"}
-
-
-class Watch(threading.Thread):
-    """The peak of this process's anonymous memory and of its file pages."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.first, self.peak = self._now(), (0, 0)
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(0.005):
-            self.peak = tuple(map(max, self.peak, self._now()))  # type: ignore[assignment]
-
-    def stop(self) -> tuple[int, int]:
-        """Bytes of both at their peaks, anonymous ones above the first."""
-        self._ended.set()
-        self.join()
-        return self.peak[0] - self.first[0], self.peak[1]
-
-    @staticmethod
-    def _now() -> tuple[int, int]:
-        status = Path("/proc/self/status").read_text()
-        fields = dict(re.findall(r"(Rss\w+):\s*(\d+) kB", status))
-        return 1024 * int(fields["RssAnon"]), 1024 * int(fields["RssFile"])
 
 
 def make_model(shape: tuple[int, ...]) -> Any:
@@ -92,6 +64,8 @@ WAYS: dict[str, Callable[..., tuple[int, ...]]] = {
 
 def measure(way: str, shape: tuple[int, ...], steps: int, folder: str) -> None:
     """Print what ``way`` takes, in this process."""
+    from oss_ext.machine import Watch
+
     watch = Watch()
     watch.start()
     begin = time.perf_counter()

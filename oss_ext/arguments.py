@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import sys
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def of_type(name: str, value: Any, kind: type) -> None:
+    """``ValueError`` unless ``value`` is a ``kind``, which may say what makes one (``made_by``)."""
+    if not isinstance(value, kind):
+        made = f" ({kind.made_by} makes one)" if hasattr(kind, "made_by") else ""
+        raise ValueError(f"{name}: expected a {kind.__name__}{made}, got {type(value).__name__}")
+
+
+def takes(**kinds: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function whose arguments of these names are checked by ``of_type`` before it runs."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **options: P.kwargs) -> R:
+            given = signature.bind(*args, **options).arguments
+            for name, kind in kinds.items():
+                of_type(name, given[name], kind)
+            return function(*args, **options)
+
+        return checked
+
+    return decorate
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:

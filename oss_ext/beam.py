@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from oss_ext import arguments, dp, ops
+from oss_ext.events import tell
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.ops.reference import objective
 from oss_ext.schedule import STARTS
+from oss_ext.scratch import Held
 from oss_ext.teacher import Trajectory
 
 Rows = tuple[int, ...]
@@ -118,13 +121,35 @@ def evaluations(teacher_steps: int, steps: int, width: int, start: str = "free")
     steps = arguments.whole_number("steps", steps, most=teacher_steps)
     width = arguments.whole_number("width", width)
     arguments.one_of("start", start, STARTS)
-    # From row N down to row 1.
+    return sum(sum(slots) for slots in _slots(teacher_steps, steps, width, start))
+
+
+def _slots(teacher_steps: int, steps: int, width: int, start: str) -> Iterator[list[int]]:
+    """S_k of rows N down to 1, for k = 0 to ``steps - 1``."""
     slots = [1] * teacher_steps if start == "free" else [1] + [0] * (teacher_steps - 1)
-    total = 0
     for _ in range(steps):
-        total += sum(slots)
+        yield slots
         slots = [min(width, above) for above in itertools.accumulate(slots[:-1], initial=0)]
-    return total
+
+
+def held(
+    trajectory: Trajectory, steps: int, *, width: int, reduce: str, start: str = "free"
+) -> list[Held]:
+    """What ``beam`` holds at its peak beside the teacher; arguments as there."""
+    array, (rows, samples) = trajectory.states.nbytes, trajectory.states.shape[:2]
+    most = [max(slots) for slots in _slots(trajectory.steps, steps, width, start)]
+    # Those that a step starts from, but the first, which are the noise, and those it leads to with
+    # the two that ``_advance`` makes on its way.
+    own = [0, *most[1:]]
+    following = [n + 2 for n in most[1:]] + [0]
+    states, velocities, k = max(
+        (a + c, b, k) for k, (a, b, c) in enumerate(zip(own, most, following, strict=True))
+    )
+    columns = samples if reduce == "none" else 1
+    # Those of all pairs one after the other, together and turned over, and their order.
+    costs = most[k] * rows**2 * 8 * (3 * samples + 4 * columns)
+    return [Held("states", states * array), Held("velocities", velocities * array),
+            Held("costs", costs)]  # fmt: skip
 
 
 def beam(
@@ -182,6 +207,8 @@ def beam(
         costs.append(best.to(teacher.dtype).cpu())
         sources.append(source)
         slots.append(slot)
+        reached = float(costs[-1][0, 0].double().mean())
+        tell("step", step=k, steps=steps, cost=reached, teacher_steps=trajectory.steps)
         if k < steps:
             state = _advance(state, velocity, device_times, source, slot)
             live = dp.next_sources(source, trajectory.samples)

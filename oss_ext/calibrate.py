@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import torch
 
+from oss_ext import arguments
 from oss_ext.amplitude import LEVELS, Amplitude, check_levels, quantiles
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import Trajectory
 
 
+@arguments.takes(schedule=Schedule)
 def calibrate(
     teacher: Trajectory | Iterable[Trajectory],
     schedule: Schedule,
@@ -37,7 +39,8 @@ def calibrate(
     """
     levels = check_levels(levels)
     total, samples = torch.zeros(schedule.steps, 2, dtype=torch.float64), 0
-    for trajectory in [teacher] if isinstance(teacher, Trajectory) else teacher:
+    for trajectory in teacher if isinstance(teacher, Iterable) else [teacher]:
+        arguments.of_type("teacher", trajectory, Trajectory)
         _check_teacher(trajectory, schedule)
         for k, t in enumerate(schedule.times[:-1]):
             total[k] += quantiles(trajectory.at(t), levels).sum(dim=0).cpu()

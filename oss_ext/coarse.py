@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from oss_ext import arguments, dp
 from oss_ext.metrics import XT, Metric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.schedule import STARTS
+from oss_ext.scratch import Held
 from oss_ext.teacher import Trajectory
 
 
@@ -103,6 +105,27 @@ def coarse_to_fine(
     coarse = search(evaluator, seen, wanted[-1])
     allowed = _near(coarse, rows, wanted, band)
     return search(evaluator, trajectory, wanted[-1], allowed=allowed)
+
+
+def held(
+    evaluator: Evaluator,
+    trajectory: Trajectory,
+    budgets: Sequence[int],
+    *,
+    stride: int,
+    **options: Any,
+) -> list[Held]:
+    """What ``coarse_to_fine`` holds at its peak beside the teacher: when it sees all rows.
+
+    Args:
+        options: keywords of ``dp.held``.
+    """
+    there = dp.held(evaluator, trajectory, max(budgets), **options)
+    if trajectory.steps % stride == 0:
+        return there
+    thinned = -(-trajectory.steps // stride) + 1
+    kept = [x for x in (trajectory.states, trajectory.x0) if x is not None]
+    return [*there, Held("thinned teacher", sum(thinned * x[0].nbytes for x in kept))]
 
 
 def _near(table: dp.Table, rows: Sequence[int], budgets: Sequence[int], band: int) -> Tensor:

@@ -12,10 +12,11 @@ from torch import Tensor
 from oss_ext import dp
 from oss_ext.baselines import BASELINES, Calibration, UnableError
 from oss_ext.evaluate import Score, Unable, compare
+from oss_ext.events import stage
 from oss_ext.models.base import Model
-from oss_ext.plan import QUALITIES
+from oss_ext.plan import QUALITIES, check_budgets
 from oss_ext.runs import Contender
-from oss_ext.search import check_budgets, search
+from oss_ext.search import search
 from oss_ext.teacher import Trajectory
 
 METHODS = (*BASELINES, *QUALITIES)
@@ -93,15 +94,16 @@ def make(
         on_method(contender.name)
         begin = time.perf_counter()
         try:
-            if name in BASELINES:
-                schedule = replace(BASELINES[name].make(calibration, budget), solver=solver)
-            else:
-                result = search(
-                    model, trajectory, budget, quality=name, solver=solver, max_batch=max_batch,
-                    progress=progress,
-                )  # fmt: skip
-                schedule = result.schedule(budget)
-                table = table if result.table is None else result.mean_cost()
+            with stage(contender.name):
+                if name in BASELINES:
+                    schedule = replace(BASELINES[name].make(calibration, budget), solver=solver)
+                else:
+                    result = search(
+                        model, trajectory, budget, quality=name, solver=solver,
+                        max_batch=max_batch, progress=progress,
+                    )  # fmt: skip
+                    schedule = result.schedule(budget)
+                    table = table if result.table is None else result.mean_cost()
         except UnableError as reason:
             contenders.append(replace(contender, note=str(reason)))
             continue

@@ -6,6 +6,7 @@ import math
 import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -13,8 +14,9 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from oss_ext import solvers
+from oss_ext import arguments, solvers
 from oss_ext.amplitude import quantiles
+from oss_ext.events import tell
 from oss_ext.models.base import Model
 from oss_ext.sampling import student_states
 from oss_ext.schedule import Schedule
@@ -112,6 +114,7 @@ class Unable:
     reason: str
 
 
+@arguments.takes(model=Model, held_out=Trajectory, schedules=Mapping)
 def compare(
     model: Model,
     held_out: Trajectory,
@@ -139,6 +142,8 @@ def compare(
             not there or has none; a solver that is not known, or orders that it does not have;
             features of another shape, of fewer than 2 samples, or not finite.
     """
+    for name, schedule in schedules.items():
+        arguments.of_type(f"schedules[{name!r}]", schedule, Schedule)
     able = [name for name, schedule in schedules.items() if schedule.amplitude is not None]
     if not set(amplitude) <= set(able):
         raise ValueError(
@@ -159,11 +164,12 @@ def compare(
         )  # fmt: skip
         found = _quantiles(schedule, held_out, schedule.times[0], held_out.noise)
         along, seconds, begin = [], 0.0, time.perf_counter()
-        for t, images in zip(schedule.times[1:], states, strict=True):
-            seconds += time.perf_counter() - begin
-            found += _quantiles(schedule, held_out, t, images)
-            along.append(_distance(images, held_out.at(t)).log().mean().exp())
-            begin = time.perf_counter()
+        with closing(states):  # its stage ends where ours does, also after an error here
+            for t, images in zip(schedule.times[1:], states, strict=True):
+                seconds += time.perf_counter() - begin
+                found += _quantiles(schedule, held_out, t, images)
+                along.append(_distance(images, held_out.at(t)).log().mean().exp())
+                begin = time.perf_counter()
         frechet = None
         if features is not None and aim is not None:
             frechet = frechet_distance(aim, _features(features, images, repr(name)))
@@ -182,6 +188,7 @@ def compare(
                 quantiles=torch.stack(found, dim=1) if found else None,
             )
         )
+        tell("score", name=name, steps=schedule.steps, cost=float(scores[-1].mse.mean()))
     return scores
 
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from oss_ext import arguments, dp
-from oss_ext.models.base import Model
+from oss_ext.estimate import Estimate
+from oss_ext.models.base import Model, Request
 from oss_ext.models.evaluation import NonFiniteError
 from oss_ext.models.wrapped import Wrapped
 from oss_ext.progress import progress_bar
+from oss_ext.scratch import Held
 from oss_ext.search import SearchResult, search
 from oss_ext.teacher import Trajectory, teacher
 
@@ -39,6 +41,7 @@ def in_groups(model: Model, noise: Tensor, group: int) -> Iterator[tuple[Part, T
         yield Part(model, start), noise[start : start + group]
 
 
+@arguments.takes(model=Model, noise=Tensor)
 def search_groups(
     model: Model,
     noise: Tensor,
@@ -70,9 +73,10 @@ def search_groups(
         ValueError: bad arguments; a group that parts what the model evaluates together.
         NonFiniteError: no finite path is left; the message names time and sample.
     """
+    arguments.one_of("scope", options.pop("scope", "instance"), ("instance",))
     begin, samples = time.perf_counter(), len(noise)
     first: SearchResult | None = None
-    tables, nfe, seconds = [], 0, 0.0
+    tables, nfe, seconds, peak = [], 0, 0.0, 0
     with progress_bar("samples", samples, progress, unit="sample") as bar:
         for part, states in in_groups(model, noise, group):
             try:
@@ -84,6 +88,8 @@ def search_groups(
             tables.append(found.table)
             first = first or found
             nfe, seconds = max(nfe, found.nfe), seconds + trajectory.seconds
+            peak = found.peak_bytes
+            del found, trajectory  # before the next one is made
             bar.update(len(states))
     assert first is not None
     return replace(
@@ -93,8 +99,38 @@ def search_groups(
         table=_joined(tables),
         nfe=nfe,
         seconds=time.perf_counter() - begin - seconds,
-        peak_bytes=max(first.peak_bytes, found.peak_bytes),
+        peak_bytes=max(first.peak_bytes, peak),
     )
+
+
+@arguments.takes(model=Model, noise=Tensor)
+def estimate_groups(
+    model: Model,
+    noise: Tensor,
+    steps: int | Sequence[int],
+    *,
+    group: int = GROUP,
+    teach: Callable[..., Trajectory] = teacher,
+    **options: Any,
+) -> Estimate:
+    """What ``search_groups`` will take, from a few calls of the model; arguments as there.
+
+    Raises:
+        ValueError: as ``search_groups``.
+        NonFiniteError: the model returned NaN or inf; the message names time and sample.
+    """
+    part, states = next(in_groups(model, noise, group))
+    outline = teach(part, states, dry_run=True)
+    found = search(part, outline, steps, scope="instance", dry_run=True, **options)
+    times = len(noise) / len(states)
+    # The first group's teacher is kept for the result.
+    first = [Held("first group's teacher", held.bytes, held.folder)
+             for held in outline.held() if held.what != "noise"] if times > 1 else []  # fmt: skip
+    rest = Held("noise", noise.nbytes - states.nbytes)
+    stages = tuple(
+        replace(s, held=(*s.held, *first, rest), seconds=times * s.seconds) for s in found.stages
+    )
+    return replace(found, samples=len(noise), stages=stages, table=int(times * found.table))
 
 
 def _joined(tables: Sequence[dp.Table]) -> dp.Table:
@@ -114,5 +150,5 @@ class Part(Wrapped):
         super().__init__(model)
         self.first = first
 
-    def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        return super().__call__(x, t, sample + self.first)
+    def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        return super().answers([(x, t, sample + self.first) for x, t, sample in requests])

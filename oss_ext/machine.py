@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from oss_ext import ops
 from oss_ext.ops import native
 from oss_ext.version import __version__
+
+T = TypeVar("T")
 
 
 def cpu_name() -> str:
@@ -49,3 +54,80 @@ def configuration(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: of the GPU's allocator, or of the process; 0 where no one counts them."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # not on Windows, where schedules can still be loaded and shown
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Watch(threading.Thread):
+    """The peak of this process's anonymous memory and of its file pages, on Linux."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.first, self.peak = self._now(), (0, 0)
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.005):
+            self._look()
+
+    def stop(self) -> tuple[int, int]:
+        """Bytes of both at their peaks, anonymous ones above the first."""
+        self._ended.set()
+        self.join()
+        self._look()
+        return self.peak[0] - self.first[0], self.peak[1]
+
+    def _look(self) -> None:
+        anonymous, files = self._now()
+        self.peak = max(self.peak[0], anonymous), max(self.peak[1], files)
+
+    @staticmethod
+    def _now() -> tuple[int, int]:
+        found = _fields("/proc/self/status")
+        return found["RssAnon"], found["RssFile"]
+
+
+def _fields(path: str) -> dict[str, int]:
+    """Bytes that Linux says in a file of kilobytes."""
+    text = Path(path).read_text()
+    return {
+        name: 1024 * int(kilobytes) for name, kilobytes in re.findall(r"(\w+):\s*(\d+) kB", text)
+    }
+
+
+def taken(device: torch.device, do: Callable[[], T]) -> tuple[T, int]:
+    """What ``do`` gives, and the memory of ``device`` that it took at its peak; 0 where no one
+    counts it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return do(), torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu" or sys.platform != "linux":
+        return do(), 0
+    watch = Watch()
+    watch.start()
+    try:
+        result = do()
+    finally:
+        rise, _ = watch.stop()
+    return result, max(0, rise)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that arrays on ``device`` may still take; None where no one says."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != "cpu" or sys.platform != "linux":
+        return None
+    return _fields("/proc/meminfo")["MemAvailable"]

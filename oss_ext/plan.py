@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from oss_ext import arguments, beam, coarse, dp, solvers
 from oss_ext.metrics import XT, Metric
@@ -182,6 +183,37 @@ def plan(
             f"{metric.name!r}; 'dp' and 'best' run one"
         )
     return planned
+
+
+def check_budgets(steps: int | Sequence[int], teacher_steps: int) -> list[int]:
+    """The budgets asked for, ascending; ``ValueError`` unless each is 1 to ``teacher_steps``."""
+    budgets = list(steps) if isinstance(steps, Sequence) else [steps]
+    if not budgets or any(type(k) is not int or not 1 <= k <= teacher_steps for k in budgets):
+        raise ValueError(f"steps: expected whole numbers from 1 to {teacher_steps}, got {steps!r}")
+    return sorted(set(budgets))
+
+
+def make_plan(
+    quality: str | None,
+    scope: str,
+    teacher_steps: int,
+    budgets: Sequence[int],
+    start: str,
+    *,
+    off_grid: bool,
+    **measures: Any,
+) -> Plan:
+    """The plan that the options of ``search`` describe; ``ValueError`` on a contradiction.
+
+    Args:
+        measures: keywords of ``plan``.
+    """
+    quality = quality or ("balanced" if scope == "joint" else "dp")
+    if scope != "joint" and quality != "dp":
+        raise ValueError(f"quality: expected 'dp' with scope {scope!r}, got {quality!r}")
+    if off_grid and quality == "dp":
+        raise ValueError("off_grid: expected a quality that refines, got 'dp'")
+    return plan(quality, teacher_steps, budgets, start, **measures)
 
 
 def _with_coarse(

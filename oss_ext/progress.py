@@ -1,14 +1,28 @@
-"""The progress bar that long work shows: what is done, what is left, and the rate."""
+"""The progress of long work: a bar of what is done, what is left and the rate, and events."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from tqdm import tqdm
 
+from oss_ext.events import Stage, stage
 
-def progress_bar(description: str, total: int, show: bool, unit: str = "eval") -> tqdm:  # type: ignore[type-arg]
-    """A bar over ``total`` model evaluations, or what ``unit`` says; 0: nobody knows how many.
 
-    Silent unless ``show`` and on a terminal.
+@contextmanager
+def progress_bar(
+    description: str, total: int, show: bool, unit: str = "eval", **facts: Any
+) -> Iterator[Stage]:
+    """A stage of ``total`` model evaluations, or what ``unit`` says; 0: nobody knows how many.
+
+    Its bar is silent unless ``show`` and on a terminal; those who follow are told in any case,
+    with what ``facts`` say of it.
     """
     silent = None if show else True  # None lets tqdm ask whether stderr is a terminal
-    return tqdm(total=total or None, desc=description, unit=unit, disable=silent, leave=False)
+    with (
+        tqdm(total=total or None, desc=description, unit=unit, disable=silent, leave=False) as bar,
+        stage(description, total or None, unit, bar.update, **facts) as work,
+    ):
+        yield work

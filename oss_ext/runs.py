@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from oss_ext.events import tell
 from oss_ext.files import parse_json, read_text, replacing
 from oss_ext.schedule import Schedule, ScheduleError
 
@@ -162,6 +163,7 @@ class Run:
         with replacing(folder / RUN) as temporary:
             text = json.dumps(body | {"contenders": contenders}, indent=1)
             temporary.write_text(text + "\n", encoding="utf-8")
+        tell("wrote", files=[str(folder / name) for name in (*files, ARRAYS, RUN)])
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Run:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
 
-from oss_ext import solvers
+from oss_ext import arguments, solvers
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.progress import progress_bar
@@ -22,7 +22,7 @@ def student_states(
     amplitude: bool = False,
     max_batch: int | None = None,
     progress: bool = False,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yield the student's states ``[B, *dims]`` at ``schedule.times[1:]``; see ``sample``.
 
     They are as the solver's steps leave them, before any calibration for the next.
@@ -49,6 +49,7 @@ def student_states(
         )
 
 
+@arguments.takes(model=Model, schedule=Schedule)
 def sample(
     model: Model,
     noise: Tensor,

@@ -6,11 +6,27 @@ import mmap
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Folder = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a stage of a search holds at its peak, as those who allocate it say beforehand.
+
+    Attributes:
+        what: what it is.
+        bytes: of it.
+        folder: of the files that it is in; None: in memory.
+    """
+
+    what: str
+    bytes: int
+    folder: Folder = None
 
 
 def check(folder: Folder, device: torch.device) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,10 +14,12 @@ from torch import Tensor
 from oss_ext import arguments, baselines, dp, metrics, solvers
 from oss_ext.beam import beam as run_beam
 from oss_ext.coarse import coarse_to_fine
+from oss_ext.estimate import Estimate, estimate
+from oss_ext.machine import peak_memory
 from oss_ext.metrics import Metric
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.plan import VALIDATION, Plan, plan
+from oss_ext.plan import VALIDATION, Plan, check_budgets, make_plan
 from oss_ext.progress import progress_bar
 from oss_ext.refine import Refinement, refine
 from oss_ext.schedule import Objective, Schedule, aggregate_indices
@@ -192,14 +193,6 @@ class SearchResult:
         return "\n".join(lines)
 
 
-def check_budgets(steps: int | Sequence[int], teacher_steps: int) -> list[int]:
-    """The budgets asked for, ascending; ``ValueError`` unless each is 1 to ``teacher_steps``."""
-    budgets = list(steps) if isinstance(steps, Sequence) else [steps]
-    if not budgets or any(type(k) is not int or not 1 <= k <= teacher_steps for k in budgets):
-        raise ValueError(f"steps: expected whole numbers from 1 to {teacher_steps}, got {steps!r}")
-    return sorted(set(budgets))
-
-
 def make_objective(
     scope: str, reduce: str | None, aggregate: str | None, start: str, metric: str = "xt"
 ) -> Objective:
@@ -208,18 +201,7 @@ def make_objective(
     return Objective(scope, reduce, start, aggregate, metric)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak: of the GPU's allocator, or of the process; 0 where no one counts them."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return 0
-    import resource  # not on Windows, where schedules can still be loaded and shown
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
+@overload
 def search(
     model: Model,
     trajectory: Trajectory,
@@ -239,7 +221,38 @@ def search(
     max_batch: int | None = None,
     velocity_bytes: int = dp.VELOCITY_BYTES,
     progress: bool = False,
-) -> SearchResult:
+) -> SearchResult: ...
+@overload
+def search(
+    model: Model,
+    trajectory: Trajectory,
+    steps: int | Sequence[int],
+    *,
+    dry_run: Literal[True],
+    **options: Any,
+) -> Estimate: ...
+@arguments.takes(model=Model, trajectory=Trajectory)  # type: ignore[misc]  # see `dry_run`
+def search(
+    model: Model,
+    trajectory: Trajectory,
+    steps: int | Sequence[int],
+    *,
+    quality: str | None = None,
+    budget: int | None = None,
+    scope: str = "joint",
+    reduce: str | None = None,
+    aggregate: str | None = None,
+    start: str = "free",
+    solver: str = "euler",
+    fixed_order: bool = False,
+    metric: str | Metric = "xt",
+    beam: int = 1,
+    off_grid: bool = False,
+    max_batch: int | None = None,
+    velocity_bytes: int = dp.VELOCITY_BYTES,
+    progress: bool = False,
+    dry_run: bool = False,
+) -> SearchResult | Estimate:
     """Find the steps that bring the student nearest to the teacher.
 
     Args:
@@ -268,6 +281,8 @@ def search(
         velocity_bytes: memory for the velocities of a step; more are streamed. Euler and ``xt``
             only: what else there is keeps them all.
         progress: show a progress bar.
+        dry_run: search nothing; return what it will take, an ``Estimate``, from a few calls of the
+            model. The trajectory may then be the outline that ``teacher(dry_run=True)`` gives.
 
     Raises:
         ValueError: bad arguments; a model other than the teacher's.
@@ -281,7 +296,13 @@ def search(
         quality, scope, trajectory.steps, budgets, start, off_grid=off_grid, metric=compared,
         samples=samples, budget=budget, width=beam, solver=solver,
     )  # fmt: skip
-    trajectory.check_model(model)
+    trajectory.check_model(model, outline=dry_run)
+    if dry_run:
+        return estimate(
+            model, trajectory, planned, budgets, reduce=objective.reduce, start=start,
+            solver=solver, metric=compared, width=beam, max_batch=max_batch,
+            velocity_bytes=velocity_bytes,
+        )  # fmt: skip
     begin = time.perf_counter()
     if trajectory.states.is_cuda:
         torch.cuda.reset_peak_memory_stats(trajectory.states.device)
@@ -343,29 +364,6 @@ def search(
         seconds=time.perf_counter() - begin,
         peak_bytes=peak_memory(trajectory.states.device),
     )
-
-
-def make_plan(
-    quality: str | None,
-    scope: str,
-    teacher_steps: int,
-    budgets: Sequence[int],
-    start: str,
-    *,
-    off_grid: bool,
-    **measures: Any,
-) -> Plan:
-    """The plan that the options of ``search`` describe; ``ValueError`` on a contradiction.
-
-    Args:
-        measures: keywords of ``plan``.
-    """
-    quality = quality or ("balanced" if scope == "joint" else "dp")
-    if scope != "joint" and quality != "dp":
-        raise ValueError(f"quality: expected 'dp' with scope {scope!r}, got {quality!r}")
-    if off_grid and quality == "dp":
-        raise ValueError("off_grid: expected a quality that refines, got 'dp'")
-    return plan(quality, teacher_steps, budgets, start, **measures)
 
 
 def _starts(

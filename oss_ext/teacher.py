@@ -18,6 +18,7 @@ from oss_ext.models.evaluation import Evaluator
 from oss_ext.noise import Path, check_grid
 from oss_ext.progress import progress_bar
 from oss_ext.schedule import Schedule
+from oss_ext.scratch import Held
 
 
 def in_order(values: Sequence[float], top: int) -> tuple[int, ...]:
@@ -48,6 +49,7 @@ class Trajectory:
         nfe: model evaluations per sample.
         seconds: wall time.
         scratch: folder of the files that arrays as large as ``states`` are in; None: in memory.
+        outline: whether it was not run: every state is the noise, in the memory of that alone.
     """
 
     times: Tensor
@@ -63,6 +65,7 @@ class Trajectory:
     seconds: float
     x0: Tensor | None = None
     scratch: scratch_files.Folder = None
+    outline: bool = False
 
     @property
     def steps(self) -> int:
@@ -99,8 +102,19 @@ class Trajectory:
         x0 = None if self.x0 is None else self.x0[:, :samples]
         return replace(self, states=self.states[:, :samples], x0=x0)
 
-    def check_model(self, model: Model) -> None:
-        """``ValueError`` unless ``model`` is the one that made this trajectory."""
+    def held(self) -> list[Held]:
+        """What it holds, as long as it lasts."""
+        arrays = {"teacher": self.states, "x0": self.x0}
+        there = [Held(name, x.nbytes, self.scratch) for name, x in arrays.items() if x is not None]
+        return [*there, Held("noise", self.noise.nbytes)]
+
+    def check_model(self, model: Model, *, outline: bool = False) -> None:
+        """``ValueError`` unless ``model`` is the one that made this trajectory.
+
+        Nor may it be an outline, unless ``outline``.
+        """
+        if self.outline and not outline:
+            raise ValueError("trajectory: expected one that was run, got that of a dry run")
         if model.fingerprint() != self.model_hash:
             raise ValueError(
                 f"model: expected the teacher's, {self.model!r} with hash {self.model_hash}, "
@@ -169,6 +183,7 @@ class Trajectory:
         }
 
 
+@arguments.takes(model=Model)
 def teacher(
     model: Model,
     noise: Tensor,
@@ -180,6 +195,7 @@ def teacher(
     keep_x0: bool = False,
     scratch: scratch_files.Folder = None,
     progress: bool = False,
+    dry_run: bool = False,
 ) -> Trajectory:
     """Sample with many steps and keep every state.
 
@@ -194,6 +210,7 @@ def teacher(
         scratch: folder for files in place of memory, for this trajectory's states and for those of
             Euler students that are searched with it; on the CPU only.
         progress: show a progress bar.
+        dry_run: evaluate nothing; give the outline of the trajectory, for dry runs of searches.
 
     Raises:
         ValueError: bad arguments, an unknown solver, or a velocity of the wrong shape.
@@ -208,13 +225,27 @@ def teacher(
     dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
     scratch_files.check(scratch, noise.device)
     shape = (len(grid), *noise.shape)
+    used, descending = solvers.get(solver), grid.flip(0).tolist()
+    per_sample = solvers.evaluations(used, descending)
+    made: dict[str, Any] = {"times": grid, "timesteps": model.timesteps(grid[1:])}
+    made |= {"model": model.name, "model_hash": model.fingerprint(), "path": model.path}
+    made |= {"solver": solver, "nfe": per_sample, "scratch": scratch}
+    if dry_run:
+        states = noise.to(dtype).expand(shape)
+        return Trajectory(
+            **made,
+            states=states,
+            data_range=model.data_range or 0.0,
+            block=Evaluator(model, samples, max_batch).block,
+            seconds=0.0,
+            x0=states if keep_x0 else None,
+            outline=True,
+        )
     states = scratch_files.empty(shape, dtype, noise.device, scratch)
     states[-1] = noise
     x0 = scratch_files.empty(shape, dtype, noise.device, scratch) if keep_x0 else None
     row_of = {t: row for row, t in enumerate(grid.tolist())}
-    used, descending = solvers.get(solver), grid.flip(0).tolist()
-    evaluations = solvers.evaluations(used, descending) * samples
-    with progress_bar("teacher", evaluations, progress) as bar:
+    with progress_bar("teacher", per_sample * samples, progress) as bar:
         evaluator = Evaluator(model, samples, max_batch, bar.update)
 
         def velocity(x: Tensor, t: float) -> Tensor:
@@ -230,17 +261,10 @@ def teacher(
     if x0 is not None:
         x0[0] = final
     return Trajectory(
-        times=grid,
-        timesteps=model.timesteps(grid[1:]),
+        **made,
         states=states,
-        model=model.name,
-        model_hash=model.fingerprint(),
-        path=model.path,
-        solver=solver,
         data_range=model.data_range or float(final.max() - final.min()),
         block=evaluator.block,
-        nfe=evaluator.nfe // samples,
         seconds=time.perf_counter() - start,
         x0=x0,
-        scratch=scratch,
     )

@@ -53,6 +53,7 @@ class Claim:
         return f"{self.name}: {verdict}{self.found}"
 
 
+@arguments.takes(model=Model, schedule=Schedule)
 def verify(
     model: Model,
     schedule: Schedule,

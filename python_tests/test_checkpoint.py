@@ -6,7 +6,7 @@ import json
 import resource
 import signal
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from oss_ext.checkpoint import (
     CheckpointError,
     settings_of,
 )
-from oss_ext.models.base import Model
+from oss_ext.models.base import Model, Request
 from oss_ext.models.wrapped import Wrapped
 
 SETTINGS = {"steps": [3], "model": "m"}
@@ -46,11 +46,12 @@ class Dies(Wrapped):
         super().__init__(model)
         self.calls, self.last = 0, last
 
-    def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        if self.calls == self.last:
-            raise Crash
-        self.calls += 1
-        return super().__call__(x, t, sample)
+    def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        for request in requests:
+            if self.calls == self.last:
+                raise Crash
+            self.calls += 1
+            yield from super().answers([request])
 
 
 def draw(seed: int, most: int, count: int) -> list[int]:
@@ -112,8 +113,8 @@ def test_answers_keep_their_bits(tmp_path: Path) -> None:
     answers = [bits.view(torch.bfloat16), bits.view(torch.float16), x.double(), x]
 
     class Fixed(Wrapped):
-        def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-            return answers[int(x[0, 0])]
+        def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+            return iter([answers[int(x[0, 0])] for x, _, _ in requests])
 
     def ask(model: Model) -> list[Tensor]:
         return [model(torch.full_like(x, n), t, sample) for n in range(len(answers))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from driver_cases import (
     one_thread,  # noqa: F401
     random_mixture,
 )
+from oss_ext.models.base import Request
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.wrapped import Wrapped
 
@@ -33,11 +35,12 @@ class Small(Wrapped):
         self.room, self.error = room, error
         self.rows: list[int] = []
 
-    def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        self.rows.append(len(x))
-        if len(x) > self.room:
-            raise self.error
-        return super().__call__(x, t, sample)
+    def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        for request in requests:
+            self.rows.append(len(request[0]))
+            if len(request[0]) > self.room:
+                raise self.error
+            yield from super().answers([request])
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -76,6 +79,15 @@ def test_calls_that_cannot_be_smaller_fail(declared: dict[str, int]) -> None:
         oss.teacher(model, model.noise(4, 1), steps=3)
 
 
+def test_calls_that_are_looked_into_fail() -> None:
+    """What a module gave before there was no memory left would be taken for the next call's."""
+    model = Small(random_mixture(1), 2, ERRORS["cuda"])
+    states, times = model.noise(4, 1)[None], torch.ones(1, dtype=torch.float64)
+    rows = torch.tensor([[0, b] for b in range(4)])
+    with pytest.raises(torch.OutOfMemoryError):
+        Evaluator(model, 4).fill(torch.empty_like(states), states, times, rows, looks_inside=True)
+
+
 def test_other_errors_are_no_reason_for_fewer_rows() -> None:
     model = Small(random_mixture(1), 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
@@ -87,16 +99,17 @@ def test_other_errors_are_no_reason_for_fewer_rows() -> None:
 def test_rows_that_were_done_are_not_done_again(seed: int) -> None:
     plain = random_mixture(seed)
     model = Small(plain, 4, ERRORS["cuda"])
-    evaluator = Evaluator(model, 8, 8)
+    seen: list[int] = []
+    evaluator = Evaluator(model, 8, 8, seen.append)
     states = plain.noise(8, seed).double()[None].repeat(3, 1, *[1] * len(plain.shape))
     times = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     rows = torch.tensor([[i, b] for i in range(3) for b in range(8)])
-    out, seen = torch.full_like(states, torch.nan), []
+    out = torch.full_like(states, torch.nan)
     with pytest.warns(RuntimeWarning, match="there are 4 from here on"):
-        evaluator.fill(out, states, times, rows, then=lambda block, place: seen.append(block))
-    assert torch.cat(seen).equal(rows)
+        evaluator.fill(out, states, times, rows)
+    assert seen == [4] * 6
     assert evaluator.nfe == len(rows)
-    assert model.rows == [8, 4, 4, 4, 4, 4, 4]
+    assert model.rows == [8, *seen]
     expected = torch.empty_like(out)
     Evaluator(plain, 8, 4).fill(expected, states, times, rows)
     assert out.equal(expected)

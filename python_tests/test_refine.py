@@ -282,7 +282,7 @@ def test_starts_are_schedules_of_a_kind_on_the_grid() -> None:
     elsewhere = oss.teacher(model, model.noise(4, 1), times=random_times(2, 8))
     for starts, message in [
         ([], "expected one or more schedules"),
-        ([start, 3], "expected one or more schedules"),
+        ([start, 3], "expected a Schedule, got int"),
         ([start, other], r"expected schedules of as many steps, got \[3, 4\]"),
         (oss.baselines.uniform(elsewhere, STEPS), "expected schedules on the teacher's grid"),
         (start.split(at=0.5)[0], "expected schedules on the teacher's grid, to its clean end"),

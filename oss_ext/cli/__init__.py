@@ -10,6 +10,7 @@ import click
 
 import oss_ext
 from oss_ext.cli import compare, info, reports, schedules, search, students, verify
+from oss_ext.events import one_line
 
 INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
 TERMINATED = 143  # and by SIGTERM
@@ -42,6 +43,7 @@ def cli() -> None:
 
 
 for command in (
+    search.plan,
     search.search,
     students.sample,
     schedules.show,
@@ -74,8 +76,7 @@ def main() -> None:
         click.echo("terminated", err=True)
         status = TERMINATED
     except (ValueError, RuntimeError, OSError) as error:
-        lines = str(error).splitlines() or [repr(error)]
-        click.echo(f"error: {lines[0]}", err=True)  # torch appends stack traces to its messages
+        click.echo(f"error: {one_line(error)}", err=True)
         status = 1
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -17,12 +17,13 @@ import click
 
 from oss_ext import metrics, models, presets, solvers
 from oss_ext.amplitude import check_levels
-from oss_ext.machine import configuration
+from oss_ext.events import tell
+from oss_ext.machine import configuration, peak_memory
 from oss_ext.models import Model, pipeline_load
 from oss_ext.report import is_image, is_picture_file
 from oss_ext.runs import Contender, Run
 from oss_ext.schedule import Schedule
-from oss_ext.search import peak_memory
+from oss_ext.sharing import choose_device, sharing
 from oss_ext.teacher import Trajectory
 
 PRESET = "preset:"
@@ -106,7 +107,17 @@ class Choice:
     pipeline_options: dict[str, Any]  # those that were given
 
     def load(self, name: str = DEFAULT_MODEL) -> Model:
-        """The pipeline or the model that is given, else the model called ``name``."""
+        """The pipeline or the model that is given, else the model called ``name``.
+
+        Its calls are shared with the other processes of the run, which end here when it does.
+        """
+        choose_device()
+        shared = click.get_current_context().with_resource(sharing(self._load(name)))
+        if shared is None:
+            raise click.exceptions.Exit
+        return shared
+
+    def _load(self, name: str) -> Model:
         if self.pipeline is not None and self.name is not None:
             raise click.UsageError("--model: expected none beside --pipeline")
         if self.pipeline is None:
@@ -226,12 +237,17 @@ def load_for(schedules: list[Schedule], choice: Choice, force: bool = False) -> 
             f"the schedule was searched for {names.pop()}, got {model.name}; --force goes on"
         )
     if any(schedule.model_hash != model.fingerprint() for schedule in searched):
-        click.echo(
-            f"note: searched with other weights or options than this {model.name!r} "
-            f"({model.fingerprint()})",
-            err=True,
+        note(
+            f"searched with other weights or options than this {model.name!r} "
+            f"({model.fingerprint()})"
         )
     return model
+
+
+def note(text: str) -> None:
+    """Something to know of what the command gives, for the terminal and for those who follow."""
+    click.echo(f"note: {text}", err=True)
+    tell("note", text=text)
 
 
 def check_writable(folder: Path) -> None:

@@ -27,12 +27,13 @@ from oss_ext.cli.base import (
     solver_option,
     teacher_solver_option,
 )
+from oss_ext.cli.log import log_option
 from oss_ext.evaluate import AMPLITUDE, Score, score_table
 from oss_ext.models import Model
+from oss_ext.plan import check_budgets
 from oss_ext.report import plot_samples
 from oss_ext.runs import Contender
 from oss_ext.schedule import Schedule
-from oss_ext.search import check_budgets
 from oss_ext.teacher import Trajectory
 from oss_ext.teacher import teacher as make_teacher
 
@@ -85,6 +86,7 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="Also write a run folder, from which `oss report` makes a page.")  # fmt: skip
 @quiet_option
+@log_option
 def compare(
     schedule_files: tuple[str, ...],
     methods: list[str] | None,

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from oss_ext.checkpoint import Checkpoint, settings_of
-from oss_ext.cli.base import ARGUMENTS
+from oss_ext.cli.base import ARGUMENTS, note
 from oss_ext.machine import configuration
 from oss_ext.models import Model
 from oss_ext.version import __version__
@@ -34,18 +34,20 @@ class Resumable(click.Command):
         for parameter in self.params:
             name = parameter.name or ""
             given = ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
-            if given and name not in ("resume", "quiet"):
+            if given and name not in ("resume", "quiet", "log"):
                 raise click.UsageError(
                     f"{parameter.opts[0]}: expected none beside --resume, which takes all options "
                     "from the run"
                 )
-        quiet, begun = ctx.params["quiet"], settings_of(run / FOLDER).get(ARGUMENTS)
+        quiet, log = ctx.params["quiet"], ctx.params["log"]
+        begun = settings_of(run / FOLDER).get(ARGUMENTS)
         if not isinstance(begun, list) or not all(isinstance(part, str) for part in begun):
             raise click.UsageError(f"--resume: expected a run of `oss {ctx.info_name}` in {run}")
         ctx.meta[ARGUMENTS] = begun
         click.echo(f"resuming: oss {ctx.info_name} {shlex.join(begun)}", err=True)
         rest = super().parse_args(ctx, list(begun))
-        ctx.params |= {"resume": run, "out": run, "quiet": quiet}
+        log = log or ctx.params["log"]
+        ctx.params |= {"resume": run, "out": run, "quiet": quiet, "log": log}
         return rest
 
 
@@ -81,10 +83,9 @@ def resumable(
     existing = next(parent for parent in (run, *run.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if size > free and not resume:
-        click.echo(
-            f"note: no checkpoint: the answers take up to {size / 2**30:.1f} GiB, and "
-            f"{existing} has {free / 2**30:.1f} GiB left",
-            err=True,
+        note(
+            f"no checkpoint: the answers take up to {size / 2**30:.1f} GiB, and {existing} has "
+            f"{free / 2**30:.1f} GiB left"
         )
         yield model, []
         return
@@ -109,6 +110,6 @@ def resumable(
                 f"resumed: {checkpoint.taken} of {checkpoint.kept} model calls were there; times "
                 "are of this process"
             )
-        for note in checkpoint.notes:
-            click.echo(f"note: {note}", err=True)
+        for text in checkpoint.notes:
+            note(text)
         checkpoint.remove()

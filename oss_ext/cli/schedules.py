@@ -14,6 +14,7 @@ from oss_ext.cli.base import (
     check_picture,
     check_writable,
     load_schedule,
+    note,
     schedule_argument,
     schedules_argument,
 )
@@ -69,7 +70,7 @@ def export_schedule(
         check_writable(out.parent)
     schedule = load_schedule(schedule_file)
     if schedule.amplitude is not None:
-        click.echo("note: no host calibrates amplitudes; this is the schedule without", err=True)
+        note("no host calibrates amplitudes; this is the schedule without")
     if host == export.DIFFUSERS:
         if scheduler_folder is None:
             raise click.UsageError(

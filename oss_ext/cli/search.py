@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -22,21 +23,25 @@ from oss_ext.cli.base import (
     batch_option,
     check_writable,
     model_options,
+    note,
     quiet_option,
     run_of,
     solver_option,
     teacher_solver_option,
 )
+from oss_ext.cli.log import log_option
 from oss_ext.cli.resume import Resumable, resumable, resume_options
-from oss_ext.groups import in_groups, search_groups
+from oss_ext.groups import estimate_groups, in_groups, search_groups
 from oss_ext.metrics import EvaluatedMetric, Metric
 from oss_ext.models import Model
+from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.hidden import find_module
-from oss_ext.plan import QUALITIES
+from oss_ext.plan import QUALITIES, check_budgets, make_plan
 from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.runs import Contender
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS
-from oss_ext.search import SearchResult, check_budgets, make_objective, make_plan
+from oss_ext.scratch import Held
+from oss_ext.search import SearchResult, make_objective
 from oss_ext.search import search as search_schedules
 from oss_ext.teacher import Trajectory
 from oss_ext.teacher import teacher as make_teacher
@@ -96,6 +101,7 @@ from oss_ext.teacher import teacher as make_teacher
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="schedules",
               show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
 @quiet_option
+@log_option
 def search(
     choice: Choice,
     steps: list[int],
@@ -125,6 +131,7 @@ def search(
     keep: bool,
     out: Path,
     quiet: bool,
+    dry_run: bool = False,
 ) -> None:
     """Search schedules and write one JSON file per budget.
 
@@ -168,13 +175,19 @@ def search(
         start = "pinned" if needs.pinned else start
         times = export.whole_grid(times, model.path, shift) if needs.whole_timesteps else times
     if len(times) - 1 < teacher_steps:
-        click.echo(f"note: the teacher's grid has {len(times) - 1} steps", err=True)
+        note(f"the teacher's grid has {len(times) - 1} steps")
     check_budgets(steps, len(times) - 1)
     planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", **measures)
     if not quiet:
         evaluations = solvers.evaluations(solvers.get(teacher_solver), times.flip(0).tolist())
         click.echo(f"teacher: {evaluations} evaluations per sample; {planned}", err=True)
     initial = model.noise(samples, seed, start=float(times[-1]))
+    calls = math.ceil(samples / Evaluator(model, samples, max_batch).block)
+    if calls < model.at_once:
+        note(
+            f"{model.at_once} processes share {calls} of the model's calls at a time in teacher "
+            f"and refinement; --max-batch {max(1, samples // model.at_once)} makes them more"
+        )
     teach = functools.partial(
         make_teacher,
         times=times,
@@ -195,13 +208,24 @@ def search(
         "beam": beam,
         "off_grid": off_grid,
         "max_batch": max_batch,
-        "progress": not quiet,
     }
     looks_inside = isinstance(metric, EvaluatedMetric) and metric.module is not None
     if looks_inside and keep:
-        click.echo("note: no checkpoint: the metric looks inside the network", err=True)
+        note("no checkpoint: the metric looks inside the network")
     size = (len(times) - 1 + planned.nfe) * initial.nbytes
     keep = keep and not looks_inside
+    if dry_run:
+        if group is None:
+            outline = teach(model, initial, dry_run=True)
+            taken = search_schedules(model, outline, steps, scope=scope, dry_run=True, **options)
+        else:
+            taken = estimate_groups(model, initial, steps, group=group, teach=teach, **options)
+            if amplitude is not None:  # for every schedule the teachers are made once more
+                taken = taken.with_teachers(1 + len(steps) * (1 if aggregate else samples))
+        checkpoint = [Held("checkpoint", size, out)] * keep
+        click.echo(replace(taken, kept=tuple(checkpoint)))
+        return
+    options["progress"] = not quiet
     with resumable(model, out, resume=resume is not None, keep=keep, size=size) as (answers, notes):
         if group is None:
             trajectory = teach(answers, initial, progress=not quiet)
@@ -219,6 +243,21 @@ def search(
                     teachers = (teach(*part) for part in in_groups(answers, initial, group))
                 found[n] = replace(c, schedule=calibrate(teachers, c.schedule, levels=amplitude))
         _write(model, trajectory, result, found, out)
+
+
+_UNPLANNED: dict[str, Any] = {"resume": None, "quiet": True, "log": None}
+plan = click.Command(
+    "plan",
+    callback=functools.partial(search.callback or search, **_UNPLANNED, dry_run=True),
+    params=[p for p in search.params if p.name not in _UNPLANNED],
+    help="""Say what a search will take: evaluations, memory, disk and time.
+
+    The options are those of `oss search`. The model is called a few times, and nothing is written.
+
+    \b
+    oss plan --pipeline DIR --prompts prompts.txt --teacher-steps 100 --steps 8,10,20
+    """,
+)
 
 
 def _write(

@@ -29,15 +29,17 @@ from oss_ext.dp.euler import EulerSteps
 from oss_ext.dp.orders import OrderSteps
 from oss_ext.dp.stages import StageSteps
 from oss_ext.dp.table import FEW, Table, check_reached, evaluations, first_sources, next_sources
+from oss_ext.events import tell
 from oss_ext.metrics import XT, AffineMetric, EvaluatedMetric, Metric, StateMetric
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.sampling import student_states
+from oss_ext.scratch import Held
 from oss_ext.teacher import Trajectory
 
 __all__ = [
     "FEW", "VELOCITY_BYTES", "Table", "check_metric", "check_reached", "evaluations",
-    "first_sources", "next_sources", "replay", "run",
+    "first_sources", "held", "next_sources", "replay", "run",
 ]  # fmt: skip
 
 VELOCITY_BYTES = 2**28
@@ -121,7 +123,31 @@ def run(
         orders += [] if order is None else [order]
         live = next_sources(parents[-1], trajectory.samples)
         check_reached(parents[-1], k, reduce, evaluator)
+        reached = float(costs[-1][0].double().mean())
+        tell("step", step=k, steps=steps, cost=reached, teacher_steps=trajectory.steps)
     return Table(torch.stack(costs), torch.stack(parents), torch.stack(orders) if orders else None)
+
+
+def held(
+    evaluator: Evaluator,
+    trajectory: Trajectory,
+    steps: int,
+    *,
+    reduce: str,
+    velocity_bytes: int = VELOCITY_BYTES,
+    solver: str = "euler",
+    metric: Metric = XT,
+) -> list[Held]:
+    """What ``run`` holds at its peak beside the teacher; arguments as there."""
+    used = solvers.get(solver)
+    if isinstance(used, solvers.Singlestep):
+        assert isinstance(metric, StateMetric | EvaluatedMetric)
+        return StageSteps.held(evaluator, trajectory, steps, used, reduce, metric)
+    if used.order == 1 and metric == XT:
+        return EulerSteps.held(trajectory, velocity_bytes)
+    assert isinstance(used, solvers.Multistep)
+    assert isinstance(metric, AffineMetric | EvaluatedMetric)
+    return OrderSteps.held(evaluator, trajectory, steps, used, reduce, metric)
 
 
 def _check_allowed(allowed: Tensor, steps: int, reduce: str, live: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from oss_ext import ops, scratch
 from oss_ext.models.evaluation import Evaluator
+from oss_ext.scratch import Held
 from oss_ext.teacher import Trajectory
 
 
@@ -33,8 +34,14 @@ class EulerSteps:
             self._teacher.shape, self._teacher.dtype, self._teacher.device, trajectory.scratch
         )
         self._state[:] = trajectory.noise
-        chunk = max(1, velocity_bytes // self._teacher[0].nbytes)
-        self._velocity = torch.empty_like(self._teacher[1 : 1 + chunk])
+        self._velocity = torch.empty_like(_chunk(trajectory, velocity_bytes))
+
+    @staticmethod
+    def held(trajectory: Trajectory, velocity_bytes: int) -> list[Held]:
+        """What it holds beside the teacher."""
+        velocities = _chunk(trajectory, velocity_bytes).nbytes
+        states = Held("states", trajectory.states.nbytes, trajectory.scratch)
+        return [states, Held("velocities", velocities)]
 
     def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, None]:
         """Cost and parent of a step from the sources ``live``, bool ``[N+1, B]``."""
@@ -54,3 +61,9 @@ class EulerSteps:
                     source_mask=mask, reduce=self._reduce,
                 )  # fmt: skip
         return cost.to(state.dtype), parent, None
+
+
+def _chunk(trajectory: Trajectory, velocity_bytes: int) -> Tensor:
+    """The teacher's rows that are sources of as many velocities as are there at once."""
+    rows = max(1, velocity_bytes // trajectory.states[0].nbytes)
+    return trajectory.states[1 : 1 + rows]

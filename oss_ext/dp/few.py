@@ -21,6 +21,7 @@ from oss_ext.metrics import EvaluatedMetric, StateMetric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.hidden import Hidden
 from oss_ext.ops.reference import objective
+from oss_ext.scratch import Held
 from oss_ext.teacher import Trajectory
 
 
@@ -111,6 +112,30 @@ class Judge:
         self._known = torch.zeros(self._teacher.shape[:2], dtype=torch.bool)
         self._features: Tensor | None = None  # the teacher's, in rows that are known
 
+    @staticmethod
+    def held(
+        evaluator: Evaluator, trajectory: Trajectory, metric: StateMetric | EvaluatedMetric
+    ) -> list[Held]:
+        """What it holds beside the states and velocities that candidates come from.
+
+        With a metric of a module the model is evaluated once, to see how many features there are.
+        """
+        array = trajectory.states.nbytes
+        if not isinstance(metric, EvaluatedMetric):
+            return [Held("candidates", 3 * array)]  # two, and those chosen of them
+        state, hidden = trajectory.noise, None
+        samples = torch.arange(min(len(state), evaluator.block))
+        looking = None if metric.module is None else Hidden(evaluator.model, metric.module)
+        with looking or nullcontext():
+            velocity = evaluator.at(state[samples], float(trajectory.times[-1]), samples)
+            if looking is not None:
+                hidden = looking.take(evaluator.block)[: len(samples)]
+        t = trajectory.times[-1:].expand(len(samples))
+        features = metric.features(state[samples], velocity, t, hidden)
+        known = trajectory.states.shape[:2].numel() * features[0].nbytes
+        # The velocities of both too.
+        return [Held("candidates", 5 * array), Held("features", known)]
+
     def best(
         self, candidates: Iterator[Candidates], onward: Tensor, step: int
     ) -> tuple[Candidates, Tensor | None]:
@@ -199,7 +224,10 @@ class Judge:
             then(rows, self._metric.features(states[at], velocity[at], t, hidden))
 
         with self._hidden or nullcontext():
-            self._evaluator.fill(velocity, states, self._times, there.nonzero(), then=looked)
+            self._evaluator.fill(
+                velocity, states, self._times, there.nonzero(), then=looked,
+                looks_inside=self._hidden is not None,
+            )  # fmt: skip
         return velocity
 
 

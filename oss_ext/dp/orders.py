@@ -18,12 +18,16 @@ from torch import Tensor
 
 from oss_ext import ops
 from oss_ext.dp.few import Candidates, Judge, nearest
-from oss_ext.dp.table import errors
+from oss_ext.dp.table import chunk_bytes, errors
 from oss_ext.metrics import AffineMetric, EvaluatedMetric, Sources, StateMetric
 from oss_ext.models.evaluation import Evaluator
+from oss_ext.scratch import Held
 from oss_ext.solvers import Multistep
 from oss_ext.solvers.base import OUTPUTS, combine
 from oss_ext.teacher import Trajectory
+
+COEFFICIENTS = 3
+"""Times the memory of a chunk's coefficients that making them takes, about."""
 
 
 class OrderSteps:
@@ -70,6 +74,38 @@ class OrderSteps:
         self._outputs: list[Tensor] = []
         self._back: list[Tensor] = []
         self._arrived = torch.zeros(rows, columns, dtype=torch.int64)
+
+    @staticmethod
+    def held(
+        evaluator: Evaluator,
+        trajectory: Trajectory,
+        steps: int,
+        solver: Multistep,
+        reduce: str,
+        metric: AffineMetric | EvaluatedMetric,
+    ) -> list[Held]:
+        """What it holds beside the teacher."""
+        rows, samples = trajectory.states.shape[:2]
+        array, outputs = trajectory.states.nbytes, min(solver.remembers, steps - 1)
+        # The states of the first step are the noise.
+        held = [Held("states", array * (steps > 1)), Held("velocities", array),
+                Held("earlier outputs", outputs * array)]  # fmt: skip
+        if isinstance(metric, EvaluatedMetric):
+            held += Judge.held(evaluator, trajectory, metric)
+            metric = StateMetric(metric.selection)
+        else:
+            held.append(Held("states that follow", array))
+        # What the metric copies of these, as seen on a row.
+        row, t = trajectory.noise[None], trajectory.times[-1:]
+        live = torch.ones(1, samples, dtype=torch.bool)
+        compared, _ = metric.sources(Sources([row] * (2 + outputs), t, live, 1))
+        seen = [*compared, metric.targets(row, row, 1)]
+        own = row.untyped_storage().data_ptr()
+        copied = sum(x.nbytes for x in seen if x.untyped_storage().data_ptr() != own)
+        columns = samples if reduce == "none" else 1
+        terms = (1 + outputs) * (2 + outputs)
+        coefficients = COEFFICIENTS * chunk_bytes(rows, 8 * terms * rows * columns)
+        return [*held, Held("features", rows * copied), Held("coefficients", coefficients)]
 
     def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``.
@@ -150,7 +186,8 @@ class OrderSteps:
         column = torch.arange(self._arrived.shape[1])
         times = [self._times[source], *(self._times[back[source, column]] for back in self._back)]
         t_next, arrived = self._times[target], self._arrived[source, column]
-        shape = torch.broadcast_shapes(source.shape, target.shape, arrived.shape)
+        # torch.broadcast_shapes would import a computer algebra: 32 MiB, and a second.
+        shape = torch.broadcast_tensors(source, target, arrived)[0].shape
         given = torch.zeros(len(orders), 2 + len(self._outputs), *shape, dtype=torch.float64)
         highest = torch.tensor([self._highest(t) for t in self._times.tolist()])[target]
         terms = []

@@ -16,6 +16,7 @@ from oss_ext.dp.few import Candidates, Judge, nearest
 from oss_ext.dp.table import errors
 from oss_ext.metrics import EvaluatedMetric, StateMetric
 from oss_ext.models.evaluation import Evaluator
+from oss_ext.scratch import Held
 from oss_ext.solvers import Singlestep
 from oss_ext.solvers.base import OUTPUTS, affine
 from oss_ext.teacher import Trajectory
@@ -46,6 +47,27 @@ class StageSteps:
         self._selection, self._taken = metric.selection, 0
         self._judge = Judge(evaluator, trajectory, metric, reduce)
         self._velocity: Tensor | None = None  # of the states, where the judge has evaluated them
+
+    @staticmethod
+    def held(
+        evaluator: Evaluator,
+        trajectory: Trajectory,
+        steps: int,
+        solver: Singlestep,
+        reduce: str,
+        metric: StateMetric | EvaluatedMetric,
+    ) -> list[Held]:
+        """What it holds beside the teacher."""
+        array = trajectory.states.nbytes
+        judged = Judge.held(evaluator, trajectory, metric)
+        # While the second candidate is made, there are itself and the first, with its velocities
+        # where there are any, and of a column's samples what ``_after`` and ``_steps`` name.
+        columns = trajectory.samples if reduce == "none" else 1
+        making = (2 + metric.evaluated) * array + (solver.order + 8) * array // columns
+        if making > judged[0].bytes:
+            judged[0] = Held("candidates", making)
+        # The states of the first step are the noise.
+        return [Held("states", array * (steps > 1)), Held("velocities", array), *judged]
 
     def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``.

@@ -123,6 +123,11 @@ def source_chunks(rows: int, bytes_per_source: int) -> Iterator[Tensor]:
     yield from torch.arange(1, rows).split(max(1, COEFFICIENT_BYTES // bytes_per_source))
 
 
+def chunk_bytes(rows: int, bytes_per_source: int) -> int:
+    """Of the coefficients of the largest of ``source_chunks``."""
+    return len(next(source_chunks(rows, bytes_per_source))) * bytes_per_source
+
+
 def errors(states: Tensor, teacher: Tensor, parent: Tensor) -> Tensor:
     """Mean squared distance of ``states`` to the teacher's rows, ``[N+1, B]`` float64.
 

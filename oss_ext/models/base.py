@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from oss_ext import arguments
 from oss_ext.noise import FLOW, Path
+
+Request = tuple[Tensor, Tensor, Tensor]
+"""``x``, ``t`` and ``sample`` of a call."""
 
 
 class Model(abc.ABC):
@@ -34,7 +37,10 @@ class Model(abc.ABC):
         most_rows: of a call, as far as memory is known to go; None: nothing is known.
         slots: every call has this many rows, at one time, of the samples ``k slots, k slots + 1,
             ...``: the rows of a call are tied to items of the conditioning. None: no such tie.
+        at_once: calls that are answered at the same time, and so best asked for together.
     """
+
+    made_by = "oss_ext.models.from_callable or from_pipeline"
 
     name: str
     shape: tuple[int, ...]
@@ -46,10 +52,16 @@ class Model(abc.ABC):
     fixed_batch: int | None = None
     most_rows: int | None = None
     slots: int | None = None
+    at_once: int = 1
 
     @abc.abstractmethod
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
         """Velocity ``[R, *dims]`` at states ``x`` [R, *dims], times ``t`` [R], ``sample`` [R]."""
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        """The velocities of several calls, in their order."""
+        for request in requests:
+            yield self(*request)
 
     @abc.abstractmethod
     def fingerprint(self) -> str:

@@ -11,12 +11,15 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from oss_ext import arguments
-from oss_ext.models.base import Model, check_output
+from oss_ext.events import tell
+from oss_ext.models.base import Model, Request, check_output
+from oss_ext.scratch import Held
 
 
 class NonFiniteError(ValueError):
@@ -56,6 +59,14 @@ class Evaluator:
         self.first_bad: dict[int, float] = {}
         self._on_progress = on_progress
 
+    def held(self, dtype: torch.dtype) -> list[Held]:
+        """What a call for states of ``dtype`` holds beside what the model takes within."""
+        elements = self.block * torch.Size(self.model.shape).numel()
+        # What the model is given, its answer, that as it was asked for, and the check of it.
+        own = 3 * self.model.dtype.itemsize + 2
+        other = 0 if dtype == self.model.dtype else dtype.itemsize
+        return [Held("model call", elements * (own + other))]
+
     def fill(
         self,
         out: Tensor,
@@ -64,6 +75,7 @@ class Evaluator:
         rows: Tensor,
         samples: Tensor | None = None,
         then: Callable[[Tensor, Tensor], object] = lambda rows, places: None,
+        looks_inside: bool = False,
     ) -> None:
         """Write ``out[i, b] = v(states[i, b], times[i])`` for every ``(i, b)`` in ``rows``.
 
@@ -76,33 +88,31 @@ class Evaluator:
                 column's own number.
             then: called after every model call with those of ``rows`` that it was made for, and
                 their places among the rows of the call.
+            looks_inside: ``then`` takes what a module gave in the call. So calls are made one at a
+                time, in this process, and one that runs out of memory is not made again: what it
+                left could not be told from what the next one gives.
         """
         samples = torch.arange(states.shape[1]) if samples is None else samples
+        at_once = 1 if looks_inside else self.model.at_once
         blocks = deque(self._blocks(rows, samples))
         while blocks:
-            block = blocks.popleft()
-            place, taken, sample = self._arrange(block, samples)
-            row, column = taken.to(states.device).unbind(1)
-            try:
-                x = states[row, column].to(self.model.dtype)
-                t = times[taken[:, 0]].to(states.device)
-                with torch.no_grad():
-                    v = self.model(x, t, sample.to(states.device))
-            except (MemoryError, RuntimeError) as error:
-                if not (out_of_memory(error) and self._halve()):
-                    raise
-                blocks = deque(self._blocks(torch.cat([block, *blocks]), samples))
-                continue
-            check_output(self.model.name, v, x, "velocity")
-            v = v[place.to(v.device)]
-            for at in (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
-                i, b = block[at].tolist()
-                self.first_bad.setdefault(int(samples[b]), float(times[i]))
-            row, column = block.to(states.device).unbind(1)
-            out[row, column] = v.to(out.dtype)
-            then(block, place)
-            self.nfe += len(block)
-            self._on_progress(len(block))
+            asked = [self._request(block, states, times, samples)
+                     for block in islice(blocks, at_once)]  # fmt: skip
+            answers = self.model.answers([request for _, request in asked])
+            for place, (x, _, _) in asked:
+                try:
+                    with torch.no_grad():
+                        v = next(answers)
+                except (MemoryError, RuntimeError) as error:
+                    if looks_inside or not (out_of_memory(error) and self._halve()):
+                        raise
+                    blocks = deque(self._blocks(torch.cat([*blocks]), samples))
+                    break
+                check_output(self.model.name, v, x, "velocity")
+                block = blocks.popleft()
+                self._take(block, v[place.to(v.device)], out, times, samples)
+                then(block, place)
+                self._on_progress(len(block))
 
     def at(self, x: Tensor, t: float, samples: Tensor | None = None) -> Tensor:
         """``v(x, t)`` for one state per sample, ``[B, *dims]``, at one time.
@@ -132,12 +142,12 @@ class Evaluator:
         model.most_rows = self.block
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(
+        text = (
             f"model {model.name!r} ran out of memory with {before} rows in a call; there are "
-            f"{self.block} from here on, which changes results in near-ties",
-            RuntimeWarning,
-            stacklevel=2,
+            f"{self.block} from here on, which changes results in near-ties"
         )
+        tell("note", text=text)
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
         return True
 
     def describe_bad(self, sample: int | None = None) -> str:
@@ -164,6 +174,24 @@ class Evaluator:
         unique, group = keys.unique(dim=0, return_inverse=True)
         for g in range(len(unique)):
             yield from rows[group == g].split(self.block)
+
+    def _request(
+        self, block: Tensor, states: Tensor, times: Tensor, samples: Tensor
+    ) -> tuple[Tensor, Request]:
+        """The place of every row of ``block`` in a call, and the call."""
+        place, taken, sample = self._arrange(block, samples)
+        row, column = taken.to(states.device).unbind(1)
+        x = states[row, column].to(self.model.dtype)
+        return place, (x, times[taken[:, 0]].to(x.device), sample.to(x.device))
+
+    def _take(self, block: Tensor, v: Tensor, out: Tensor, times: Tensor, samples: Tensor) -> None:
+        """``v``, the velocities of ``block``, to ``out``; counted, NaN and inf noted."""
+        for at in (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
+            i, b = block[at].tolist()
+            self.first_bad.setdefault(int(samples[b]), float(times[i]))
+        row, column = block.to(out.device).unbind(1)
+        out[row, column] = v.to(out.dtype)
+        self.nfe += len(block)
 
     def _arrange(self, block: Tensor, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where in a full call the rows of ``block`` go.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from oss_ext.models.base import Model
+from oss_ext.models.base import Model, Request
 
 
 class Wrapped(Model):
-    """Answers as ``model`` does."""
+    """Answers as ``model`` does; what a subclass changes, it changes in ``answers``."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -18,7 +18,10 @@ class Wrapped(Model):
             setattr(self, name, getattr(model, name))
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        return self._model(x, t, sample)
+        return next(iter(self.answers([(x, t, sample)])))
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        return self._model.answers(requests)
 
     def fingerprint(self) -> str:
         return self._model.fingerprint()

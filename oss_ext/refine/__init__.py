@@ -10,33 +10,37 @@ of knot k changes nothing before it, so runs begin at the last state that is kno
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from oss_ext import arguments, solvers
+from oss_ext.events import tell
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.progress import progress_bar
 from oss_ext.refine.base import (
     GROUPS,
     KEEP_BYTES,
+    LEAST_SEEN,
     Orders,
     Race,
     Rows,
     Runner,
     is_worse,
     mean_error,
+    most_kept,
 )
 from oss_ext.refine.exhaustive import exhaustive
 from oss_ext.refine.newton import gauss_newton
 from oss_ext.refine.sweep import sweep
 from oss_ext.schedule import Objective, Schedule
+from oss_ext.scratch import Held
 from oss_ext.teacher import Trajectory
 
-__all__ = ["KEEP_BYTES", "Refinement", "Runner", "exhaustive", "refine"]
+__all__ = ["KEEP_BYTES", "Refinement", "Runner", "evaluator_of", "exhaustive", "held", "refine"]
 
 FINENESS = 8
 """Places per teacher step where knots off the grid may stand."""
@@ -107,6 +111,8 @@ def descend(race: Race, rows: Rows, score: Tensor, scale: int) -> tuple[Rows, Te
         elif moved == rows:
             scale //= 2
         rows = moved
+        error, moves = mean_error(score, race.reduce), "gauss-newton" if newton else "sweep"
+        tell("round", moves=moves, error=error, trials=race.trials)
     return rows, score
 
 
@@ -135,8 +141,8 @@ def _check_starts(
     starts: Sequence[Schedule], trajectory: Trajectory
 ) -> dict[tuple[Rows, Orders], Schedule]:
     """The starts by rows and orders; ``ValueError`` unless of a kind, on the one grid."""
-    if not starts or not all(isinstance(s, Schedule) for s in starts):
-        raise ValueError(f"starts: expected one or more schedules, got {starts!r:.100}")
+    if not starts:
+        raise ValueError("starts: expected one or more schedules, got none")
     lengths = {s.steps for s in starts}
     if len(lengths) > 1:
         raise ValueError(f"starts: expected schedules of as many steps, got {sorted(lengths)}")
@@ -152,6 +158,47 @@ def _check_starts(
     return by_path
 
 
+def evaluator_of(
+    model: Model,
+    samples: int,
+    seen: int,
+    max_batch: int | None,
+    on_progress: Callable[[int], object] = lambda rows: None,
+) -> Evaluator:
+    """As ``refine`` has it, for ``samples`` of which it descends on the first ``seen``."""
+    group = math.ceil(seen / GROUPS) if max_batch is None else max_batch
+    return Evaluator(model, samples, group, on_progress)
+
+
+def held(
+    evaluator: Evaluator, trajectory: Trajectory, steps: int, seen: int, solver: str, budget: int
+) -> list[Held]:
+    """What ``refine`` holds at its peak beside the teacher.
+
+    Args:
+        evaluator: ``evaluator_of(...)``.
+        trajectory: the teacher.
+        steps: of the schedules.
+        seen: samples descended on.
+        solver: of the student.
+        budget: model evaluations per sample.
+    """
+    used, group = solvers.get(solver), evaluator.block
+    # A trial moves one knot, the first as often as the last, and leaves a state after it, one at
+    # every knot below and the end. The end has no velocity, nor are evaluations spent on it.
+    share = (steps + 1) / (steps + 3)
+    made = budget * trajectory.samples / used.evaluations / group
+    states = min(most_kept(group, trajectory, used, KEEP_BYTES), made / share)
+    tensors = 1 + share + (used.order > 1)
+    row = trajectory.noise[0].nbytes
+    front = min(seen, -(-LEAST_SEEN // group) * group)
+    # The residuals that they are between, and secants with their correction beside them.
+    secants = (3 + 2 * steps) * front * row
+    paths = int(states * tensors * min(group, seen) * row)
+    return [Held("paths", paths), Held("secants", secants)]
+
+
+@arguments.takes(model=Model, trajectory=Trajectory)
 def refine(
     model: Model,
     trajectory: Trajectory,
@@ -196,7 +243,9 @@ def refine(
             fewer samples than a split needs.
         NonFiniteError: the model returned NaN or inf.
     """
-    candidates = [starts] if isinstance(starts, Schedule) else list(starts)
+    candidates = list(starts) if isinstance(starts, Iterable) else [starts]
+    for candidate in candidates:
+        arguments.of_type("starts", candidate, Schedule)
     by_path = _check_starts(candidates, trajectory)
     steps = candidates[0].steps
     trajectory.check_model(model)
@@ -220,10 +269,10 @@ def refine(
     seen, unseen = range(samples - held), range(samples - held, samples)
     # The checks at the end, and a trial that has begun, must be paid for too.
     reserved = run * (checked * held + len(seen))
-    limit = math.inf if budget is None else budget * samples - reserved
-    with progress_bar("refine", 0 if budget is None else budget * samples, progress) as bar:
-        group = math.ceil(len(seen) / GROUPS) if max_batch is None else max_batch
-        evaluator = Evaluator(model, samples, group, bar.update)
+    most = 0 if budget is None else budget * samples
+    limit = most - reserved if most else math.inf
+    with progress_bar("refine", most, progress, steps=steps) as bar:
+        evaluator = evaluator_of(model, samples, len(seen), max_batch, bar.update)
         runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes)
         options: dict[str, Any] = {"reduce": reduce, "pinned": pinned, "limit": limit}
         paths = sorted(
@@ -267,7 +316,7 @@ def refine(
         samples=len(seen),
         search_nfe=before + round(evaluator.nfe / samples),
     )
-    return Refinement(
+    refinement = Refinement(
         schedule=schedule,
         start=begun,
         error=mean_error(best.score, reduce),
@@ -277,3 +326,13 @@ def refine(
         trials=trials,
         nfe=evaluator.nfe / samples,
     )
+    tell(
+        "refined",
+        steps=steps,
+        error=refinement.error,
+        start_error=refinement.start_error,
+        validation=refinement.validation,
+        start_validation=refinement.start_validation,
+        trials=trials,
+    )
+    return refinement

@@ -54,9 +54,7 @@ class Runner:
         self._known: OrderedDict[tuple[int, Rows, Orders], list[Any]] = OrderedDict()
         self.last_row = len(self.times) - 1
         self._group = evaluator.block  # stays, where calls come to have fewer rows
-        group = trajectory.states[0, : self._group]
-        tensors = 2 if self._solver.order == 1 else 3  # state, velocity, what the history adds
-        self._keep = max(trajectory.steps + 1, keep_bytes // (tensors * group.nbytes))
+        self._keep = most_kept(self._group, trajectory, self._solver, keep_bytes)
 
     def groups(self, samples: Sequence[int]) -> Iterator[Tensor]:
         """``samples`` in the groups that are run at once."""
@@ -180,6 +178,13 @@ class Race:
 
     def _values(self, rows: Rows, group: Tensor) -> Tensor:
         return _value(self._runner.errors(rows, group, self.orders), self.reduce)
+
+
+def most_kept(group: int, trajectory: Trajectory, solver: solvers.Solver, keep_bytes: int) -> int:
+    """States of ``group`` samples that a runner keeps."""
+    tensors = 2 if solver.order == 1 else 3  # state, velocity, what the history adds
+    one = trajectory.states[0, :group].nbytes
+    return max(trajectory.steps + 1, keep_bytes // (tensors * one))
 
 
 def fine_times(trajectory: Trajectory, fineness: int) -> list[float]:

@@ -13,6 +13,7 @@ from oss_ext.schedule import Objective, Schedule
 from oss_ext.teacher import Trajectory
 
 
+@arguments.takes(model=Model, trajectory=Trajectory)
 def exhaustive(
     model: Model,
     trajectory: Trajectory,
