@@ -20,6 +20,10 @@ bin := $(VENV)/bin
 ready := $(VENV)/.environment
 built := $(VENV)/.built-native-$(or $(OSS_NATIVE),1)-cuda-$(or $(OSS_CUDA),auto)
 
+# Modules are compiled once, also where the environment says otherwise: every process that the tests
+# start would spend seconds on those of torch.
+export PYTHONDONTWRITEBYTECODE :=
+
 help:  ## list these verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
 
