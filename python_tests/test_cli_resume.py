@@ -88,10 +88,10 @@ def killed_and_resumed(folder: Path, uninterrupted: Path, places: list[float]) -
 
 
 @each_seed(1)
-def test_a_search_that_is_killed_five_times_ends_the_same(
+def test_a_search_that_is_killed_three_times_ends_the_same(
     uninterrupted: Path, seed: int, tmp_path: Path
 ) -> None:
-    places = np.random.default_rng(seed).uniform(0, 0.95, 5).tolist()
+    places = np.random.default_rng(seed).uniform(0, 0.95, 3).tolist()
     killed_and_resumed(tmp_path, uninterrupted, places)
 
 
@@ -108,7 +108,10 @@ def test_a_search_that_is_killed_fifty_times_ends_the_same(
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_search_says_how_to_go_on(
     uninterrupted: Path, number: int, code: int, word: str, tmp_path: Path

@@ -79,6 +79,7 @@ def test_no_search_takes_more_evaluations_than_said(options: dict[str, Any], see
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
+@pytest.mark.slow
 def test_memory_is_as_said() -> None:
     cases = ["euler, on disk", "dpmpp-2m"]
     result = subprocess.run(

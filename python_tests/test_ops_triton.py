@@ -24,10 +24,8 @@ from oss_ext.ops import triton_launch as launch
 from oss_ext.ops.checks import LOG_FLOOR
 
 HERE = Path(__file__).parent
-MATRIX = [
-    "correctness", "rules", "pieces", "arguments", "triton",
-    "affine", "affine_pieces", "affine_arguments",
-]  # fmt: skip
+MATRIX = ["correctness", "rules", "arguments", "triton", "affine", "affine_arguments"]
+MATRIX += [pytest.param(name, marks=pytest.mark.slow) for name in ("pieces", "affine_pieces")]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 RUNNER = Runner("triton", "cpu")
 
@@ -45,12 +43,13 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @compiled
-def test_the_interpreted_kernels_pass_the_matrix() -> None:
+@pytest.mark.parametrize("name", MATRIX)
+def test_the_interpreted_kernels_pass_the_matrix(name: str) -> None:
     """In a process of its own: triton is interpreted if the variable is set when it is loaded."""
-    tests = [str(HERE / f"test_ops_{name}.py") for name in MATRIX]
     result = run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow",
-        "-k", "triton-cpu or interpreted", *tests, TRITON_INTERPRET="1", OSS_TEST_SEED=str(SEED),
+        "-k", "triton-cpu or interpreted", str(HERE / f"test_ops_{name}.py"),
+        TRITON_INTERPRET="1", OSS_TEST_SEED=str(SEED),
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert " passed" in result.stdout

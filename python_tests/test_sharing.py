@@ -238,7 +238,7 @@ def ended(started: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]
 
 
 @pytest.mark.parametrize(
-    "count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4))]
+    "count", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 4))]
 )
 @each_seed(1)
 def test_any_number_of_processes_finds_the_same(count: int, seed: int, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ SEARCH = ("-m", "oss_ext", "search", "--model=model.py:model", "--samples=4", "-
           "--teacher-steps=16", "--steps=4", "--quality=dp", "--out=run", "--quiet")  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", ["killed", "raises"])
+@pytest.mark.parametrize("fault", ["killed", pytest.param("raises", marks=pytest.mark.slow)])
 def test_a_process_that_fails_ends_the_run_which_goes_on_with_fewer(
     fault: str, tmp_path: Path
 ) -> None:
