@@ -47,6 +47,7 @@ class SearchResult:
         steps: the budgets asked for, ascending.
         plan: what the search was to spend.
         solver: of the student.
+        fixed_order: whether schedules are in the solver's usual orders.
         table: costs and parents of the dynamic programme, for all budgets up to the largest; None
             without one.
         refined: by budget, what refinement found.
@@ -63,6 +64,7 @@ class SearchResult:
     steps: tuple[int, ...]
     plan: Plan
     solver: str
+    fixed_order: bool
     table: dp.Table | None
     nfe: int
     block: int
@@ -118,7 +120,9 @@ class SearchResult:
     def cost(self, steps: int) -> float:
         """Mean squared error of the final state after exactly ``steps`` steps, over the samples.
 
-        Of a refined schedule: over the samples that refinement has seen.
+        Of a refined schedule: over the samples that refinement has seen. Of a search with
+        ``fixed_order`` and ``dp``: with every step as high as it can be; the schedule has no cost
+        of its own where the usual orders are others.
         """
         if steps in self.refined:
             cost = self.refined[steps].schedule.cost
@@ -156,6 +160,12 @@ class SearchResult:
     def _build(
         self, indices: tuple[int, ...], cost: float | None, orders: tuple[int, ...] = ()
     ) -> Schedule:
+        if self.fixed_order and orders:
+            times = [float(self.trajectory.times[row]) for row in indices]
+            usual = solvers.get(self.solver).usual_orders(times)
+            # Where these fall step by step to the end, the table, which does not know how many
+            # steps are left, had other ones: this path was not run either.
+            orders, cost = usual, cost if orders == usual else None
         return self.trajectory.schedule(
             indices,
             solver=self.solver,
@@ -269,7 +279,7 @@ def search(
         start: ``free``, the first step may start below the last teacher time, or ``pinned``.
         solver: of the student, a name in ``oss_ext.solvers.SOLVERS``. A multistep one may take
             every step in its order or any lower one (paper Algorithm 2); the schedule says which.
-        fixed_order: only the solver's usual orders, for hosts that cannot vary them.
+        fixed_order: schedules in the solver's usual orders, for hosts that cannot vary them.
         metric: what dynamic programmes compare: a name (``xt``, ``x0``, ``x0-candidate``,
             ``perceptual:MODULE``) or one of ``oss_ext.metrics``; refinement lowers the error of
             the final state whatever it is. Where ``fast`` or ``balanced`` has no room for one,
@@ -329,6 +339,7 @@ def search(
         steps=tuple(budgets),
         plan=planned,
         solver=solver,
+        fixed_order=fixed_order,
         table=table,
         nfe=math.ceil(evaluator.nfe / samples),
         block=evaluator.block,
@@ -375,7 +386,8 @@ def _starts(
     for table in (result.table, coarse_table):
         if table is not None:
             rows = table.backtrack(steps)
-            starts.append(trajectory.schedule(rows, orders=table.orders(rows)))
+            orders = () if result.fixed_order else table.orders(rows)
+            starts.append(trajectory.schedule(rows, orders=orders))
     calibration = baselines.Calibration(model, trajectory, steps)
     for name in STARTS[result.plan.quality]:
         try:

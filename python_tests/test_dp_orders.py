@@ -204,3 +204,20 @@ def test_a_beam_takes_euler_steps_only() -> None:
         ValueError, match=r"^beam: expected 1 with solver 'dpmpp-2m' and metric 'xt', got"
     ):
         dp_search(model, trajectory, 2, solver="dpmpp-2m", beam=2)
+
+
+@pytest.mark.parametrize("quality", ["dp", "fast", "balanced"])
+@pytest.mark.parametrize("solver", ["dpmpp-3m", "unipc-3", "deis-3", "dpm-3s", "ipndm-4"])
+@each_seed(1)
+def test_a_search_in_fixed_order_gives_the_usual_orders(
+    solver: str, quality: str, seed: int
+) -> None:
+    """Those fall to the clean end, where a host has them so; a cost is of the path as it is run."""
+    model, trajectory = random_case("mixture", seed, steps=30, samples=8)
+    result = oss.search(model, trajectory, [3, 6], quality=quality, solver=solver, fixed_order=True)
+    for steps in result.steps:
+        schedule = result.schedule(steps)
+        assert schedule.orders in ((), SOLVERS[solver].usual_orders(schedule.times))
+        if schedule.cost is not None and quality == "dp":
+            error = oss.sample(model, trajectory.noise, schedule) - trajectory.final
+            assert schedule.cost == pytest.approx(float(error.square().mean()), rel=1e-4)

@@ -297,4 +297,5 @@ def command_line() -> str:
     """Of this run; where it was resumed, as it began."""
     ctx = click.get_current_context()
     arguments = [ctx.info_name, *ctx.meta[ARGUMENTS]] if ARGUMENTS in ctx.meta else sys.argv[1:]
-    return "oss " + shlex.join(arguments)
+    # A name of bytes that are no text would make the file that keeps this unreadable.
+    return "oss " + shlex.join(arguments).encode(errors="replace").decode()
