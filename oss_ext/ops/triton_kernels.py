@@ -23,14 +23,15 @@ LANES: tl.constexpr = tl.constexpr(32)
 BLOCK: tl.constexpr = tl.constexpr(2048)
 """Elements whose squares are summed in the compute type, 64 in a lane; float64 beyond."""
 
+REGISTERS = 255
+"""Of a thread, at most: all there are. Left alone, the assembler spills some to stay below 128."""
+
 CONFIGS = [
-    triton.Config({"SOURCES": 8, "TARGETS": 32}, num_warps=8),
-    triton.Config({"SOURCES": 8, "TARGETS": 16}, num_warps=4),
-    triton.Config({"SOURCES": 4, "TARGETS": 32}, num_warps=4),
-    triton.Config({"SOURCES": 4, "TARGETS": 16}, num_warps=4),
-    triton.Config({"SOURCES": 2, "TARGETS": 32}, num_warps=4),
-    triton.Config({"SOURCES": 2, "TARGETS": 16}, num_warps=4),
-]
+    triton.Config({"SOURCES": sources, "TARGETS": targets}, num_warps=warps, maxnreg=REGISTERS)
+    for sources, targets, warps in [
+        (8, 32, 8), (8, 16, 4), (4, 32, 4), (4, 16, 4), (2, 32, 4), (2, 16, 4),
+    ]
+]  # fmt: skip
 """Tiles of pairs: larger ones read less, smaller ones leave room for more programs. They change no
 bit, because every pair has sums of its own."""
 
