@@ -210,6 +210,7 @@ class Run:
             raise
         if isinstance(answer, BaseException):
             self.closed = True
+            self._thread.join()  # it leaves the pipeline, and offloads, before the caller goes on
             raise answer
         return answer
 
