@@ -105,26 +105,22 @@ class Estimate:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes at the peak by place: ``host``, and the device if it has its own memory.
+        """Bytes at the peak by place: ``host``, and devices that have their own memory.
 
         They come on top of what the process holds with the model loaded.
         """
-        if self.device.type == "cpu":
-            return {"host": self.peak.memory + self.table}
-        return {str(self.device): self.peak.memory, "host": self.table}
+        in_memory = [[held for held in stage.held if held.folder is None] for stage in self.stages]
+        found = _most(in_memory, lambda held: _place(held.device or self.device))
+        return found | {"host": found.get("host", 0) + self.table}
 
     @property
     def files(self) -> dict[str, int]:
         """Bytes on disk at the peak, by folder."""
-        found: dict[str, int] = {}
-        for stage in self.stages:
-            own: dict[str, int] = {}
-            for held in (*stage.held, *self.kept):
-                if held.folder is not None:
-                    folder = os.fspath(held.folder)
-                    own[folder] = own.get(folder, 0) + held.bytes
-            found = {f: max(found.get(f, 0), own.get(f, 0)) for f in found | own}
-        return found
+        in_files = [
+            [held for held in (*stage.held, *self.kept) if held.folder is not None]
+            for stage in self.stages
+        ]
+        return _most(in_files, lambda held: os.fspath(held.folder or ""))
 
     def with_teachers(self, times: int) -> Estimate:
         """The same with the teacher made so many times."""
@@ -163,7 +159,7 @@ class Estimate:
         return "\n".join([*lines, *self.shortages()])
 
     def _free(self, place: str) -> int | None:
-        return free_memory(torch.device("cpu") if place == "host" else self.device)
+        return free_memory(torch.device("cpu" if place == "host" else place))
 
 
 def estimate(
@@ -294,7 +290,7 @@ def _probe(
     model: Model, trajectory: Trajectory, evaluator_of: Callable[[Model], Evaluator]
 ) -> _Probe:
     """Call the model a few times as the evaluator of it does."""
-    timed, device = _Timed(model), trajectory.states.device
+    timed, device = _Timed(model), model.device
     evaluator = evaluator_of(timed)
     rows = min(evaluator.block, trajectory.samples)
     times = trajectory.times.flip(0)[:CALLS].tolist()
@@ -342,6 +338,21 @@ def _op_seconds(
             run = functools.partial(beam.beam, evaluator, small, steps, **how)
         _, seconds = _timed(part.device, run)
     return seconds / evaluator.nfe * flat.shape[2] / part.shape[2]
+
+
+def _place(device: torch.device) -> str:
+    return "host" if device.type == "cpu" else str(device)
+
+
+def _most(stages: Sequence[Sequence[Held]], place_of: Callable[[Held], str]) -> dict[str, int]:
+    """Bytes by place, of the stage that takes the most of it."""
+    found: dict[str, int] = {}
+    for stage in stages:
+        own: dict[str, int] = {}
+        for held in stage:
+            own[place_of(held)] = own.get(place_of(held), 0) + held.bytes
+        found = {place: max(found.get(place, 0), own.get(place, 0)) for place in found | own}
+    return found
 
 
 def _free_disk(folder: str) -> int:

@@ -22,17 +22,19 @@ class Held:
         what: what it is.
         bytes: of it.
         folder: of the files that it is in; None: in memory.
+        device: whose memory that is; None: that of the trajectory.
     """
 
     what: str
     bytes: int
     folder: Folder = None
+    device: torch.device | None = None
 
 
 def check(folder: Folder, device: torch.device) -> None:
-    """``ValueError`` unless arrays for ``device`` can be in ``folder``."""
+    """``ValueError`` unless arrays on ``device`` can be in ``folder``."""
     if folder is not None and device.type != "cpu":
-        raise ValueError(f"scratch: expected a model on the CPU, got one on {device}")
+        raise ValueError(f"scratch: expected noise on the CPU (noise.cpu()), got it on {device}")
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, folder: Folder) -> Tensor:

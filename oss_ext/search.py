@@ -314,8 +314,8 @@ def search(
             velocity_bytes=velocity_bytes,
         )  # fmt: skip
     begin = time.perf_counter()
-    if trajectory.states.is_cuda:
-        torch.cuda.reset_peak_memory_stats(trajectory.states.device)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
     seen = trajectory.first(samples - planned.held)
     table, coarse_table = None, None
     with progress_bar("search", (planned.table + planned.coarse) * samples, progress) as bar:
@@ -344,7 +344,7 @@ def search(
         nfe=math.ceil(evaluator.nfe / samples),
         block=evaluator.block,
         seconds=time.perf_counter() - begin,
-        peak_bytes=peak_memory(trajectory.states.device),
+        peak_bytes=peak_memory(model.device),
     )
     if not planned.refine:
         return result
@@ -373,7 +373,7 @@ def search(
         refined=refined,
         nfe=result.nfe + math.ceil(sum(found.nfe for found in refined.values())),
         seconds=time.perf_counter() - begin,
-        peak_bytes=peak_memory(trajectory.states.device),
+        peak_bytes=peak_memory(model.device),
     )
 
 

@@ -201,14 +201,16 @@ def teacher(
 
     Args:
         model: the velocity model.
-        noise: initial states ``[B, *dims]``, e.g. ``model.noise(16, seed=0)``.
+        noise: initial states ``[B, *dims]``, e.g. ``model.noise(16, seed=0)``. Where it is, the
+            states of the teacher and of students are, too, and the operators run: on the model's
+            device, or with ``.cpu()`` in the host's memory, where the device's has no room.
         steps: N, on the model's own grid; ignored when ``times`` is given.
         times: the grid itself, ``[N+1]`` ascending flow times.
         solver: the teacher's, a name in ``oss_ext.solvers.SOLVERS``.
         max_batch: rows per model call; None: all B samples in one.
         keep_x0: keep what metrics of the clean sample compare, as much again as the states.
         scratch: folder for files in place of memory, for this trajectory's states and for those of
-            Euler students that are searched with it; on the CPU only.
+            Euler students that are searched with it; with noise on the CPU only.
         progress: show a progress bar.
         dry_run: evaluate nothing; give the outline of the trajectory, for dry runs of searches.
 

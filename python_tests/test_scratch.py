@@ -75,7 +75,7 @@ def test_a_folder_without_room_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_other_devices_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^scratch: expected a model on the CPU, got one on cuda"):
+    with pytest.raises(ValueError, match=r"^scratch: expected noise on the CPU .*, got it on cuda"):
         scratch.check(tmp_path, torch.device("cuda"))
     scratch.check(None, torch.device("cuda"))
     scratch.check(os.fspath(tmp_path), torch.device("cpu"))

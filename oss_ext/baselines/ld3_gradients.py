@@ -22,8 +22,8 @@ def velocity(model: Model, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
 
     Called directly, because an evaluator does without autograd.
     """
-    times = t.to(x.device).expand(len(x))
-    return model(x.to(model.dtype), times, rows.to(x.device)).to(x.dtype)
+    times = t.to(model.device).expand(len(x))
+    return model(x.to(model.device, model.dtype), times, rows.to(model.device)).to(x)
 
 
 def check_gradients(model: Model, trajectory: Trajectory, rows: Tensor) -> int:

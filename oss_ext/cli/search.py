@@ -95,8 +95,10 @@ from oss_ext.teacher import teacher as make_teacher
               help="Also store the teacher's quantiles, for amplitude calibration. "
               "[default: not; without a value the paper's, 0.05,0.95]")  # fmt: skip
 @batch_option
+@click.option("--host-memory", is_flag=True,
+              help="Trajectories in the host's memory, beside a model on a GPU.")  # fmt: skip
 @click.option("--scratch", type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help="Folder for trajectories in files in place of memory; on the CPU.")  # fmt: skip
+              help="Folder for trajectories in files, in place of memory.")  # fmt: skip
 @resume_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="schedules",
               show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
@@ -126,6 +128,7 @@ def search(
     off_grid: bool,
     amplitude: tuple[float, float] | None,
     max_batch: int | None,
+    host_memory: bool,
     scratch: Path | None,
     resume: Path | None,
     keep: bool,
@@ -182,6 +185,8 @@ def search(
         evaluations = solvers.evaluations(solvers.get(teacher_solver), times.flip(0).tolist())
         click.echo(f"teacher: {evaluations} evaluations per sample; {planned}", err=True)
     initial = model.noise(samples, seed, start=float(times[-1]))
+    if host_memory or scratch is not None:
+        initial = initial.cpu()
     calls = math.ceil(samples / Evaluator(model, samples, max_batch).block)
     if calls < model.at_once:
         note(

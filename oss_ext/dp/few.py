@@ -219,7 +219,7 @@ class Judge:
             hidden = None
             if self._hidden is not None:
                 hidden = self._hidden.take(self._evaluator.block)
-                hidden = hidden[places.to(hidden.device)]
+                hidden = hidden[places.to(hidden.device)].to(states.device)
             at, t = rows.to(states.device).unbind(1), self._times[rows[:, 0]]
             then(rows, self._metric.features(states[at], velocity[at], t, hidden))
 

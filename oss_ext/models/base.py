@@ -117,8 +117,10 @@ class Model(abc.ABC):
             raise ValueError(f"noise: expected [{dims}] with B >= 1, got {got}")
         if not noise.is_floating_point():
             raise ValueError(f"noise: expected a floating-point tensor, got {noise.dtype}")
-        if noise.device.type != self.device.type:
-            raise ValueError(f"noise: expected a tensor on {self.device}, got {noise.device}")
+        if noise.device.type not in ("cpu", self.device.type):
+            raise ValueError(
+                f"noise: expected a tensor on {self.device} or the CPU, got {noise.device}"
+            )
         bad = ~noise.isfinite().flatten(1).all(dim=1)
         if bool(bad.any()):
             at = int(bad.nonzero()[0])

@@ -65,7 +65,7 @@ class Evaluator:
         # What the model is given, its answer, that as it was asked for, and the check of it.
         own = 3 * self.model.dtype.itemsize + 2
         other = 0 if dtype == self.model.dtype else dtype.itemsize
-        return [Held("model call", elements * (own + other))]
+        return [Held("model call", elements * (own + other), device=self.model.device)]
 
     def fill(
         self,
@@ -81,7 +81,7 @@ class Evaluator:
 
         Args:
             out: ``[T, B, *dims]``; other rows are left alone.
-            states: ``[T, B, *dims]``.
+            states: ``[T, B, *dims]``, on the model's device or the CPU.
             times: ``[T]`` float64 on the CPU.
             rows: ``[R, 2]`` int64 on the CPU.
             samples: ``[B]`` int64 on the CPU, which of the run's samples each column is; None: the
@@ -181,8 +181,9 @@ class Evaluator:
         """The place of every row of ``block`` in a call, and the call."""
         place, taken, sample = self._arrange(block, samples)
         row, column = taken.to(states.device).unbind(1)
-        x = states[row, column].to(self.model.dtype)
-        return place, (x, times[taken[:, 0]].to(x.device), sample.to(x.device))
+        device = self.model.device  # the states may be in the host's memory
+        x = states[row, column].to(device, self.model.dtype)
+        return place, (x, times[taken[:, 0]].to(device), sample.to(device))
 
     def _take(self, block: Tensor, v: Tensor, out: Tensor, times: Tensor, samples: Tensor) -> None:
         """``v``, the velocities of ``block``, to ``out``; counted, NaN and inf noted."""
@@ -190,7 +191,7 @@ class Evaluator:
             i, b = block[at].tolist()
             self.first_bad.setdefault(int(samples[b]), float(times[i]))
         row, column = block.to(out.device).unbind(1)
-        out[row, column] = v.to(out.dtype)
+        out[row, column] = v.to(out)
         self.nfe += len(block)
 
     def _arrange(self, block: Tensor, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
