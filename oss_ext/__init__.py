@@ -17,9 +17,10 @@ from oss_ext.events import following
 from oss_ext.groups import estimate_groups, search_groups
 from oss_ext.plan import plan
 from oss_ext.refine import Refinement, exhaustive, refine
+from oss_ext.result import SearchResult
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule, ScheduleError
-from oss_ext.search import SearchResult, search
+from oss_ext.search import search
 from oss_ext.sharing import ProcessError, sharing
 from oss_ext.teacher import Trajectory, teacher
 from oss_ext.verify import verify

@@ -16,8 +16,9 @@ from oss_ext.models.base import Model, Request
 from oss_ext.models.evaluation import NonFiniteError
 from oss_ext.models.wrapped import Wrapped
 from oss_ext.progress import progress_bar
+from oss_ext.result import SearchResult
 from oss_ext.scratch import Held
-from oss_ext.search import SearchResult, search
+from oss_ext.search import search
 from oss_ext.teacher import Trajectory, teacher
 
 GROUP = 16

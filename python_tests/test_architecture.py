@@ -25,7 +25,7 @@ FLOORS = (
     ("dp", "calibrate"),
     ("refine", "evaluate", "coarse", "beam", "verify"),
     ("baselines", "plan"),
-    ("estimate",),
+    ("estimate", "result"),
     ("search",),
     ("runs", "groups"),
     ("contest",),

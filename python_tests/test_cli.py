@@ -39,14 +39,6 @@ def test_search_writes_a_schedule_per_budget_and_a_plot(oss: Oss) -> None:
     assert "wrote 2 schedules and schedules.png to a/b" in outcome.out
 
 
-def test_a_run_can_be_read_whatever_its_files_are_called(oss: Oss) -> None:
-    """Names may be bytes that are no text, and the command line is kept."""
-    name = b"caf\xe9.jsonl".decode(errors="surrogateescape")
-    outcome = oss("search", *TINY, "--steps=2", "--quality=dp", "--log", name, "--out=run")
-    assert outcome.code == 0
-    assert "caf?.jsonl" in Run.load("run").command
-
-
 @pytest.mark.parametrize("shape", ["shape=3,2,2", "shape=[3,2,2]"])
 def test_a_list_of_a_models_option_is_written_either_way(oss: Oss, shape: str) -> None:
     assert oss("search", *TINY, "--steps=2", f"--set={shape}").code == 0

@@ -19,6 +19,7 @@ from oss_ext.cli.log import _Log
 from oss_ext.events import Event, following, tell
 from oss_ext.files import parse_json
 from oss_ext.models.analytic import GaussianMixture
+from oss_ext.runs import Run
 
 SEARCH = ("search", *TINY, "--steps=2,3")
 COMPARE = ("compare", *TINY[:2], "--teacher-steps=8", "--quiet", "--calibration=4", "--samples=4",
@@ -199,3 +200,11 @@ def test_a_line_is_a_line_whatever_is_in_it(tmp_path: Path) -> None:
     log.close()
     (line,) = (tmp_path / "log.jsonl").read_bytes().splitlines()
     assert parse_json(line.decode())["files"] == ["caf?.json", "café\u2028\n"]
+
+
+def test_a_run_can_be_read_whatever_its_files_are_called(oss: Oss) -> None:
+    """Names may be bytes that are no text, and the command line is kept."""
+    name = b"caf\xe9.jsonl".decode(errors="surrogateescape")
+    outcome = oss("search", *TINY, "--steps=2", "--quality=dp", "--log", name, "--out=run")
+    assert outcome.code == 0
+    assert "caf?.jsonl" in Run.load("run").command

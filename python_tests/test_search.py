@@ -26,8 +26,8 @@ from oss_ext.baselines import uniform
 from oss_ext.metrics import Metric
 from oss_ext.models import from_callable
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
+from oss_ext.result import SearchResult
 from oss_ext.schedule import Objective, aggregate_indices
-from oss_ext.search import SearchResult
 
 
 def final_errors(model: models.Model, trajectory: oss.Trajectory, schedule: oss.Schedule) -> Tensor:

@@ -38,10 +38,11 @@ from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.hidden import find_module
 from oss_ext.plan import QUALITIES, check_budgets, make_plan
 from oss_ext.report import plot_schedules, plot_spread
+from oss_ext.result import SearchResult
 from oss_ext.runs import Contender
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS
 from oss_ext.scratch import Held
-from oss_ext.search import SearchResult, make_objective
+from oss_ext.search import make_objective
 from oss_ext.search import search as search_schedules
 from oss_ext.teacher import Trajectory
 from oss_ext.teacher import teacher as make_teacher
