@@ -6,9 +6,8 @@ import dataclasses
 import json
 import struct
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,10 +21,8 @@ from oss_ext.amplitude import Amplitude
 from oss_ext.noise import Path as NoisePath
 from oss_ext.noise import VPPath, path_from_dict
 from oss_ext.runs import ARRAYS, RUN, Run, RunError
-from property_cases import few_or_many
+from property_cases import altered, damaged, few_or_many, read, values
 from run_cases import random_run
-
-T = TypeVar("T")
 
 WHOLE = dataclasses.replace(
     example_schedule(),
@@ -35,59 +32,6 @@ WHOLE = dataclasses.replace(
     amplitude=Amplitude((0.05, 0.95), (-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), 3),
 )
 """A schedule with something in every field."""
-
-numbers = (
-    st.integers()
-    | st.sampled_from([0, 1, 2**31, 2**53, 2**63, -(2**63), 10**400])
-    | st.floats(allow_nan=False, allow_infinity=False)
-)
-values = st.recursive(
-    st.none() | st.booleans() | numbers | st.text(st.characters(exclude_categories=()), max_size=5),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=8,
-)
-"""Anything that JSON can hold, surrogates without a partner included."""
-
-
-@st.composite
-def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """``content`` after bytes were changed, cut out, put in, repeated, or cut off."""
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(content)))
-        end = draw(st.integers(start, min(start + 32, len(content))) | st.just(len(content)))
-        piece = draw(st.binary(max_size=4) | st.just(2 * content[start:end]))
-        content = content[:start] + piece + content[end:]
-    return content
-
-
-@st.composite
-def altered(draw: st.DrawFn, body: Any) -> Any:
-    """``body`` with another value somewhere, at any depth; items may also go or be repeated."""
-    if not isinstance(body, dict | list) or not body or draw(st.integers(0, 4)) == 0:
-        return draw(values)
-    key = draw(st.sampled_from(list(body) if isinstance(body, dict) else range(len(body))))
-    what = draw(st.sampled_from(["alter", "alter", "alter", "drop", "add"]))
-    changed = body.copy()
-    if what == "drop":
-        del changed[key]
-    elif isinstance(changed, list) and what == "add":
-        changed.insert(key, draw(values | st.just(body[key])))
-    elif what == "add":
-        changed[draw(st.text(max_size=5))] = draw(values)
-    else:
-        changed[key] = draw(altered(body[key]))
-    return changed
-
-
-def read(reader: Callable[[], T], *errors: type[Exception]) -> T | None:
-    """What ``reader`` reads; None where it raises what it may, in few words."""
-    try:
-        return reader()
-    except errors as error:
-        message = str(error)
-    assert len(message) < 1500, message[:2000]
-    return None
-
 
 # --- schedules ----------------------------------------------------------------------------------
 
