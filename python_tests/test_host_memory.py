@@ -154,8 +154,8 @@ def test_a_plan_tells_the_two_memories_apart(seed: int, card: Pretended) -> None
 
 
 def test_noise_on_a_third_device_is_refused() -> None:
-    model = network(CPU, 0)
-    expected = r"^noise: expected a tensor on cpu or the CPU, got meta"
+    model = oss.models.from_callable(lambda x, t, sample: x, shape=SHAPE, device=CARD)
+    expected = r"^noise: expected a tensor on cuda:0 or cpu, got meta"
     with pytest.raises(ValueError, match=expected):
         oss.teacher(model, torch.zeros(1, *SHAPE, device="meta"), 5)
 

@@ -118,9 +118,8 @@ class Model(abc.ABC):
         if not noise.is_floating_point():
             raise ValueError(f"noise: expected a floating-point tensor, got {noise.dtype}")
         if noise.device.type not in ("cpu", self.device.type):
-            raise ValueError(
-                f"noise: expected a tensor on {self.device} or the CPU, got {noise.device}"
-            )
+            known = str(self.device) + " or cpu" * (self.device.type != "cpu")
+            raise ValueError(f"noise: expected a tensor on {known}, got {noise.device}")
         bad = ~noise.isfinite().flatten(1).all(dim=1)
         if bool(bad.any()):
             at = int(bad.nonzero()[0])
