@@ -204,7 +204,7 @@ def beam(
         )
         best, source, slot = _select(cost, width, reduce)
         dp.check_reached(source[0], k, reduce, evaluator)
-        costs.append(best.to(teacher.dtype).cpu())
+        costs.append(best.to(dp.of_costs(teacher)).cpu())
         sources.append(source)
         slots.append(slot)
         reached = float(costs[-1][0, 0].double().mean())

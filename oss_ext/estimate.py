@@ -324,7 +324,7 @@ def _op_seconds(
     flat = trajectory.states.flatten(2)
     elements = max(1, PART_BYTES // flat[..., :1].nbytes)
     part = flat[..., :elements].contiguous()
-    small = replace(trajectory, states=part, x0=part, scratch=None, outline=False)
+    small = replace(trajectory, states=part, x0=part, scratch=None, outline=False, ends=None)
     metric = options["metric"]
     alike: Metric = DataMetric() if metric.needs_x0 else XT
     alike = CandidateDataMetric() if isinstance(metric, EvaluatedMetric) else alike

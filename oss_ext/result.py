@@ -137,6 +137,8 @@ class SearchResult:
     def _build(
         self, indices: tuple[int, ...], cost: float | None, orders: tuple[int, ...] = ()
     ) -> Schedule:
+        if self.trajectory.ends is not None:
+            cost = None  # of rounded states, which no student has
         if self.fixed_order and orders:
             times = [float(self.trajectory.times[row]) for row in indices]
             usual = solvers.get(self.solver).usual_orders(times)

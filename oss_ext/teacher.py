@@ -50,6 +50,7 @@ class Trajectory:
         seconds: wall time.
         scratch: folder of the files that arrays as large as ``states`` are in; None: in memory.
         outline: whether it was not run: every state is the noise, in the memory of that alone.
+        ends: ``final`` and ``noise``, where ``states`` are in 16 bits and these are not.
     """
 
     times: Tensor
@@ -66,6 +67,7 @@ class Trajectory:
     x0: Tensor | None = None
     scratch: scratch_files.Folder = None
     outline: bool = False
+    ends: tuple[Tensor, Tensor] | None = None
 
     @property
     def steps(self) -> int:
@@ -78,12 +80,12 @@ class Trajectory:
     @property
     def final(self) -> Tensor:
         """The clean samples ``[B, *dims]``."""
-        return self.states[0]
+        return self.states[0] if self.ends is None else self.ends[0]
 
     @property
     def noise(self) -> Tensor:
         """The initial states ``[B, *dims]``."""
-        return self.states[-1]
+        return self.states[-1] if self.ends is None else self.ends[1]
 
     def at(self, t: float) -> Tensor:
         """The states ``[B, *dims]`` at flow time t; beyond the ends those at the end.
@@ -93,20 +95,28 @@ class Trajectory:
         times = self.times.tolist()
         row = min(bisect_left(times, t), self.steps)
         if row == 0 or times[row] <= t:
-            return self.states[row]
+            return self._row(row)
         weight = (t - times[row - 1]) / (times[row] - times[row - 1])
-        return torch.lerp(self.states[row - 1], self.states[row], weight)
+        return torch.lerp(self._row(row - 1), self._row(row), weight)
+
+    def _row(self, row: int) -> Tensor:
+        """``[B, *dims]`` in the type of the ends."""
+        if row in (0, self.steps):
+            return self.noise if row else self.final
+        return self.states[row].to(self.noise.dtype)
 
     def first(self, samples: int) -> Trajectory:
         """The same run of the first ``samples`` samples alone; views."""
         x0 = None if self.x0 is None else self.x0[:, :samples]
-        return replace(self, states=self.states[:, :samples], x0=x0)
+        ends = None if self.ends is None else (self.ends[0][:samples], self.ends[1][:samples])
+        return replace(self, states=self.states[:, :samples], x0=x0, ends=ends)
 
     def held(self) -> list[Held]:
         """What it holds, as long as it lasts."""
         arrays = {"teacher": self.states, "x0": self.x0}
         there = [Held(name, x.nbytes, self.scratch) for name, x in arrays.items() if x is not None]
-        return [*there, Held("noise", self.noise.nbytes)]
+        one = self.noise.nbytes
+        return [*there, Held("noise", one), *[Held("final", one)] * (self.ends is not None)]
 
     def check_model(self, model: Model, *, outline: bool = False) -> None:
         """``ValueError`` unless ``model`` is the one that made this trajectory.
@@ -193,6 +203,7 @@ def teacher(
     solver: str = "euler",
     max_batch: int | None = None,
     keep_x0: bool = False,
+    storage: torch.dtype | None = None,
     scratch: scratch_files.Folder = None,
     progress: bool = False,
     dry_run: bool = False,
@@ -209,13 +220,17 @@ def teacher(
         solver: the teacher's, a name in ``oss_ext.solvers.SOLVERS``.
         max_batch: rows per model call; None: all B samples in one.
         keep_x0: keep what metrics of the clean sample compare, as much again as the states.
+        storage: type that states are kept in, here and of students in dynamic programmes: None is
+            float32 (float64 for noise of it). In float16 or bfloat16 they take half the memory, and
+            costs are those of rounded states; refinement starts and ends at exact ones.
         scratch: folder for files in place of memory, for this trajectory's states and for those of
             Euler students that are searched with it; with noise on the CPU only.
         progress: show a progress bar.
         dry_run: evaluate nothing; give the outline of the trajectory, for dry runs of searches.
 
     Raises:
-        ValueError: bad arguments, an unknown solver, or a velocity of the wrong shape.
+        ValueError: bad arguments, an unknown solver, a velocity of the wrong shape, or a state
+            beyond the range of ``storage``.
         OSError: no room in ``scratch``.
         NonFiniteError: the model returned NaN or inf; the message names time and sample.
     """
@@ -225,6 +240,7 @@ def teacher(
     start, samples = time.perf_counter(), len(noise)
     # The search compares in float32 or better whatever precision the model runs in.
     dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
+    kept = _storage(storage, dtype)
     scratch_files.check(scratch, noise.device)
     shape = (len(grid), *noise.shape)
     used, descending = solvers.get(solver), grid.flip(0).tolist()
@@ -233,19 +249,20 @@ def teacher(
     made |= {"model": model.name, "model_hash": model.fingerprint(), "path": model.path}
     made |= {"solver": solver, "nfe": per_sample, "scratch": scratch}
     if dry_run:
-        states = noise.to(dtype).expand(shape)
+        states, start_at = noise.to(kept).expand(shape), noise.to(dtype)
         return Trajectory(
             **made,
             states=states,
+            ends=None if kept == dtype else (start_at, start_at),
             data_range=model.data_range or 0.0,
             block=Evaluator(model, samples, max_batch).block,
             seconds=0.0,
             x0=states if keep_x0 else None,
             outline=True,
         )
-    states = scratch_files.empty(shape, dtype, noise.device, scratch)
-    states[-1] = noise
-    x0 = scratch_files.empty(shape, dtype, noise.device, scratch) if keep_x0 else None
+    states = scratch_files.empty(shape, kept, noise.device, scratch)
+    states[-1] = x = noise.to(dtype)
+    x0 = scratch_files.empty(shape, kept, noise.device, scratch) if keep_x0 else None
     row_of = {t: row for row, t in enumerate(grid.tolist())}
     with progress_bar("teacher", per_sample * samples, progress) as bar:
         evaluator = Evaluator(model, samples, max_batch, bar.update)
@@ -256,10 +273,10 @@ def teacher(
                 torch.add(x, v, alpha=-t, out=x0[row_of[t]])
             return v
 
-        path = solvers.integrate(used, velocity, states[-1], descending)
-        for row, x in zip(range(len(grid) - 2, -1, -1), path, strict=True):
-            states[row] = x
-    final = states[0]
+        path = solvers.integrate(used, velocity, x, descending)
+        for row, final in zip(range(len(grid) - 2, -1, -1), path, strict=True):
+            states[row] = final
+            _check_range(states[row], final)
     if x0 is not None:
         x0[0] = final
     return Trajectory(
@@ -269,4 +286,21 @@ def teacher(
         block=evaluator.block,
         seconds=time.perf_counter() - start,
         x0=x0,
+        ends=None if kept == dtype else (final, x.clone()),
     )
+
+
+def _storage(storage: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+    """What states of ``dtype`` are kept in."""
+    known = (dtype, torch.float16, torch.bfloat16)
+    if storage not in (None, *known):
+        expected = ", ".join(map(str, known))
+        raise ValueError(f"storage: expected one of {expected}, got {storage!r}")
+    return storage or dtype
+
+
+def _check_range(kept: Tensor, x: Tensor) -> None:
+    """``ValueError`` where ``kept`` is inf and ``x`` is not."""
+    if kept.dtype == torch.float16 and not bool(kept.isfinite().all()):
+        most = float(x.abs().max())
+        raise ValueError(f"storage: {kept.dtype} has no room for states of {most:.3g}")

@@ -37,7 +37,7 @@ def check_gradients(model: Model, trajectory: Trajectory, rows: Tensor) -> int:
     """
     middle, place = (trajectory.steps + 1) // 2, rows.to(trajectory.noise.device)
     along = trajectory.noise[place]
-    x = trajectory.states[middle, place].requires_grad_()
+    x = trajectory.states[middle, place].to(along.dtype).requires_grad_()
     t = trajectory.times[middle].clone().requires_grad_()
     v = velocity(model, x, t, rows)
     gradients: tuple[Tensor, ...] = (torch.zeros_like(x), torch.zeros_like(t))

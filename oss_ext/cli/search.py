@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from oss_ext import export, noise, solvers
 from oss_ext.amplitude import LEVELS
@@ -96,6 +97,8 @@ from oss_ext.teacher import teacher as make_teacher
               help="Also store the teacher's quantiles, for amplitude calibration. "
               "[default: not; without a value the paper's, 0.05,0.95]")  # fmt: skip
 @batch_option
+@click.option("--storage", type=click.Choice(["float16", "bfloat16"]),
+              help="Keep trajectories in 16 bits, for half the memory.")  # fmt: skip
 @click.option("--host-memory", is_flag=True,
               help="Trajectories in the host's memory, beside a model on a GPU.")  # fmt: skip
 @click.option("--scratch", type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -129,6 +132,7 @@ def search(
     off_grid: bool,
     amplitude: tuple[float, float] | None,
     max_batch: int | None,
+    storage: str | None,
     host_memory: bool,
     scratch: Path | None,
     resume: Path | None,
@@ -200,6 +204,7 @@ def search(
         solver=teacher_solver,
         max_batch=max_batch,
         keep_x0=metric.needs_x0,
+        storage=None if storage is None else getattr(torch, storage),
         scratch=scratch,
     )
     options: dict[str, Any] = {

@@ -28,7 +28,15 @@ from oss_ext import arguments, solvers
 from oss_ext.dp.euler import EulerSteps
 from oss_ext.dp.orders import OrderSteps
 from oss_ext.dp.stages import StageSteps
-from oss_ext.dp.table import FEW, Table, check_reached, evaluations, first_sources, next_sources
+from oss_ext.dp.table import (
+    FEW,
+    Table,
+    check_reached,
+    evaluations,
+    first_sources,
+    next_sources,
+    of_costs,
+)
 from oss_ext.events import tell
 from oss_ext.metrics import XT, AffineMetric, EvaluatedMetric, Metric, StateMetric
 from oss_ext.models.base import Model
@@ -39,7 +47,7 @@ from oss_ext.teacher import Trajectory
 
 __all__ = [
     "FEW", "VELOCITY_BYTES", "Table", "check_metric", "check_reached", "evaluations",
-    "first_sources", "held", "next_sources", "replay", "run",
+    "first_sources", "held", "next_sources", "of_costs", "replay", "run",
 ]  # fmt: skip
 
 VELOCITY_BYTES = 2**28

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from oss_ext import ops, scratch
+from oss_ext.dp.table import of_costs
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
 from oss_ext.teacher import Trajectory
@@ -60,7 +61,7 @@ class EulerSteps:
                     state, velocity, first, self._teacher, times, cost, parent,
                     source_mask=mask, reduce=self._reduce,
                 )  # fmt: skip
-        return cost.to(state.dtype), parent, None
+        return cost.to(of_costs(state)), parent, None
 
 
 def _chunk(trajectory: Trajectory, velocity_bytes: int) -> Tensor:

@@ -123,7 +123,7 @@ class Judge:
         array = trajectory.states.nbytes
         if not isinstance(metric, EvaluatedMetric):
             return [Held("candidates", 3 * array)]  # two, and those chosen of them
-        state, hidden = trajectory.noise, None
+        state, hidden = trajectory.states[-1], None
         samples = torch.arange(min(len(state), evaluator.block))
         looking = None if metric.module is None else Hidden(evaluator.model, metric.module)
         with looking or nullcontext():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from oss_ext import ops
 from oss_ext.dp.few import Candidates, Judge, nearest
-from oss_ext.dp.table import chunk_bytes, errors
+from oss_ext.dp.table import chunk_bytes, errors, of_costs
 from oss_ext.metrics import AffineMetric, EvaluatedMetric, Sources, StateMetric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
@@ -96,7 +96,7 @@ class OrderSteps:
         else:
             held.append(Held("states that follow", array))
         # What the metric copies of these, as seen on a row.
-        row, t = trajectory.noise[None], trajectory.times[-1:]
+        row, t = trajectory.states[-1:], trajectory.times[-1:]
         live = torch.ones(1, samples, dtype=torch.bool)
         compared, _ = metric.sources(Sources([row] * (2 + outputs), t, live, 1))
         seen = [*compared, metric.targets(row, row, 1)]
@@ -129,7 +129,7 @@ class OrderSteps:
         self._state, self._arrived, cost = best.state, best.order, best.cost
         if self._judge is not None or self._targets is not self._teacher:
             cost = errors(self._state, self._teacher, best.source)
-        return cost.to(self._state.dtype), best.source, best.order
+        return cost.to(of_costs(self._state)), best.source, best.order
 
     def _candidates(self, basis: list[Tensor], live: Tensor) -> Iterator[Candidates]:
         """The best candidate of every target over (order, source), then that of another source."""
@@ -236,7 +236,8 @@ class OrderSteps:
         """Put the outputs of this step, in the velocities' memory, before the earlier ones."""
         of_state, of_velocity = OUTPUTS[self._solver.output](self._times)
         for row, parts in enumerate(zip(of_state.tolist(), of_velocity.tolist(), strict=True)):
-            velocity[row] = combine([self._state[row], velocity[row]], parts)
+            both = [tensor[row].to(of_costs(tensor)) for tensor in (self._state, velocity)]
+            velocity[row] = combine(both, parts)
         column, keep = torch.arange(parent.shape[1]), slice(self._solver.remembers)
         self._back = [parent, *(rows[parent, column] for rows in self._back)][keep]
         self._outputs = [velocity, *self._outputs][keep]

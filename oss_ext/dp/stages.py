@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.dp.few import Candidates, Judge, nearest
-from oss_ext.dp.table import errors
+from oss_ext.dp.table import errors, of_costs
 from oss_ext.metrics import EvaluatedMetric, StateMetric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
@@ -63,7 +63,8 @@ class StageSteps:
         # While the second candidate is made, there are itself and the first, with its velocities
         # where there are any, and of a column's samples what ``_after`` and ``_steps`` name.
         columns = trajectory.samples if reduce == "none" else 1
-        making = (2 + metric.evaluated) * array + (solver.order + 8) * array // columns
+        of_column = of_costs(trajectory.states).itemsize * trajectory.states.numel() // columns
+        making = (2 + metric.evaluated) * array + (solver.order + 8) * of_column
         if making > judged[0].bytes:
             judged[0] = Held("candidates", making)
         # The states of the first step are the noise.
@@ -84,7 +85,7 @@ class StageSteps:
         )
         self._state = best.state
         cost = errors(self._state, self._teacher, best.source)
-        return cost.to(self._state.dtype), best.source, best.order
+        return cost.to(of_costs(self._state)), best.source, best.order
 
     def _orders(self, t: Tensor) -> Tensor:
         """The highest orders of steps from ``t`` ``[N+1, ...]`` to the times of the rows."""
@@ -125,9 +126,10 @@ class StageSteps:
         for column, group in enumerate(groups):
             from_row = source[:, column].clamp(min=0)
             place = group.to(after.device)
-            x, v = (tensor[from_row.to(tensor.device)[:, None], place]
+            x, v = (tensor[from_row.to(tensor.device)[:, None], place].to(of_costs(tensor))
                     for tensor in (self._state, velocity))  # fmt: skip
-            after[:, place] = self._steps(x, v, self._times[from_row], source[:, column], group)
+            moved = self._steps(x, v, self._times[from_row], source[:, column], group)
+            after[:, place] = moved.to(after.dtype)
         return after
 
     def _steps(self, x: Tensor, v: Tensor, t: Tensor, source: Tensor, group: Tensor) -> Tensor:

@@ -128,6 +128,11 @@ def chunk_bytes(rows: int, bytes_per_source: int) -> int:
     return len(next(source_chunks(rows, bytes_per_source))) * bytes_per_source
 
 
+def of_costs(states: Tensor) -> torch.dtype:
+    """The type of the costs of ``states``."""
+    return torch.promote_types(states.dtype, torch.float32)
+
+
 def errors(states: Tensor, teacher: Tensor, parent: Tensor) -> Tensor:
     """Mean squared distance of ``states`` to the teacher's rows, ``[N+1, B]`` float64.
 

@@ -65,7 +65,8 @@ class FeatureMetric(AffineMetric):
         out: Tensor | None = None
         for rows in live.nonzero().split(self.block):
             with torch.no_grad():
-                found = self.phi(clean(rows))
+                x = clean(rows)
+                found = self.phi(x.float() if x.dtype.itemsize == 2 else x)
             _check(found, len(rows))
             if out is None:
                 wide = found.dtype if found.dtype == torch.float64 else torch.float32
