@@ -67,7 +67,7 @@ def run(model: Model, options: argparse.Namespace) -> tuple[str, float]:
 
 def message_seconds(shape: Sequence[int], rows: int) -> float:
     """Of one call made elsewhere, its evaluation aside."""
-    nothing = oss.models.from_callable(lambda x, t: x, shape=tuple(shape))
+    nothing = oss.models.from_callable(lambda x, t, sample: x, shape=tuple(shape))
     with oss.sharing(nothing) as shared:
         if shared is None:
             return math.nan
