@@ -90,10 +90,10 @@ def sharing(model: Model) -> Iterator[Model | None]:
     if processes() == 1:
         yield model
         return
-    begun = not distributed.is_initialized()
-    if begun:
+    if not distributed.is_initialized():
+        # Kept: a second one would look for the others where they were in the first.
         distributed.init_process_group("gloo", timeout=WAIT)
-    group = distributed.group.WORLD if begun else distributed.new_group(None, WAIT, "gloo")
+    group = distributed.new_group(None, WAIT, "gloo")
     others = [_Peer(number, group) for number in range(processes()) if number != rank()]
     try:
         if rank():
@@ -102,7 +102,7 @@ def sharing(model: Model) -> Iterator[Model | None]:
         else:
             yield from _lead(model, others)
     finally:
-        distributed.destroy_process_group(None if begun else group)
+        distributed.destroy_process_group(group)
 
 
 def _lead(model: Model, others: Sequence[_Peer]) -> Iterator[Model]:

@@ -249,6 +249,38 @@ def test_any_number_of_processes_finds_the_same(count: int, seed: int, tmp_path:
     assert json.loads(first[1]) == found(random_mixture(seed))
 
 
+TWICE = """
+import os, time
+import oss_ext as oss
+from driver_cases import random_mixture
+from oss_ext.models.evaluation import Evaluator
+
+model = random_mixture(1)
+for opened in range(2):
+    time.sleep(2 * opened * (os.environ["RANK"] == "1"))
+    with oss.sharing(model) as shared:
+        if shared is not None:
+            v = Evaluator(shared, 2, 1).at(shared.noise(2), 1.0)
+            print(v.equal(Evaluator(model, 2, 1).at(model.noise(2), 1.0)))
+"""
+
+
+@pytest.mark.parametrize("agent", [False, True])
+def test_a_run_may_share_again_also_where_the_others_come_late(agent: bool, tmp_path: Path) -> None:
+    """``torchrun`` keeps the addresses of what was open before."""
+    (tmp_path / "twice.py").write_text(TWICE)
+    if agent:
+        command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "twice.py")
+        with processes(1, *command, folder=tmp_path) as started:
+            ((code, out, err),) = ended(started)
+    else:
+        with processes(2, "twice.py", folder=tmp_path) as started:
+            (code, out, err), other = ended(started)
+        assert other == (0, "", "")
+    assert code == 0, err
+    assert out.split() == ["True"] * 2
+
+
 MODEL = """
 import os, signal
 import oss_ext as oss
