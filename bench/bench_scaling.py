@@ -1,7 +1,7 @@
 """Times a search by one and by several processes, and says what a cost model gives for more.
 
     python bench/bench_scaling.py                          # the bundled digits, 1 and 2 processes
-    python bench/bench_scaling.py --call-seconds 1.5 --shape 16 21 60 104   # another model's size
+    python bench/bench_scaling.py --shape 4 128 128 --call-seconds 0.2 --processes 2 4 8
 
 The model: a step asks for n calls at once, and W processes make them in ceil(n / W) rounds. The
 first process moves a state and a velocity for every call that another one makes, one after the
@@ -9,9 +9,11 @@ other, and does the rest of the search alone:
 
     T(W) = sum ceil(n / W) x call + calls of others x message + rest
 
-n comes from the search itself, call, message and rest are measured with it. For other models give
-``--call-seconds`` and ``--shape``: the calls are then those of a search of the size given, and
-a message is scaled by its bytes. Exits with 1 where the schedules differ.
+n, call and rest are measured with one process, message between two that do nothing else. On cores
+that share a processor, calls at the same time are slower than one alone: so the table says what a
+call takes in each run, and what the model of cost gives with that. A network on a GPU leaves the
+cores alone: ``--shape`` and ``--call-seconds`` put one in its place that waits as long, which can
+be timed with more processes than there are cores. Exits with 1 where the schedules differ.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,20 +41,42 @@ PREDICTED = (8, 64, 256, 1024)
 PROBES = 20
 
 
-class Counted(Wrapped):
-    """Asked for all calls of a step together: how many, and how long they take."""
+class Timed(Wrapped):
+    """Notes what its calls take."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(model)
-        self.at_once, self.calls, self.seconds = 2**31, [0], 0.0
+        self.seconds: list[float] = []
 
     def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
-        self.calls.append(len(requests))
         for x, t, sample in requests:
             begin = time.perf_counter()
             v = self._model(x, t, sample)
-            self.seconds += time.perf_counter() - begin
+            self.seconds.append(time.perf_counter() - begin)
             yield v
+
+
+class Counted(Wrapped):
+    """Asked for all calls of a step together: how many they are."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.at_once, self.calls = 2**31, [0]
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        self.calls.append(len(requests))
+        return super().answers(requests)
+
+
+def load(options: argparse.Namespace) -> Model:
+    if options.shape is None:
+        return oss.models.load(options.model)
+
+    def network(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        time.sleep(options.call_seconds)
+        return x * (1 - 0.5 * float(t[0]))
+
+    return oss.models.from_callable(network, shape=options.shape, name="waiting")
 
 
 def run(model: Model, options: argparse.Namespace) -> tuple[str, float]:
@@ -84,17 +108,19 @@ def message_seconds(shape: Sequence[int], rows: int) -> float:
 
 def inside(options: argparse.Namespace) -> None:
     """What every process does; the first prints what it measured."""
-    model = oss.models.load(options.model)
-    facts: dict[str, Any] = {}
-    message = message_seconds(model.shape, options.max_batch) if options.processes > 1 else 0.0
+    model = Timed(load(options))
+    several = options.inside > 1
+    message = message_seconds(model.shape, options.max_batch) if several else 0.0
     with oss.sharing(model) as shared:
         if shared is None:
             return
-        asked = shared if options.processes > 1 else Counted(shared)
-        facts["schedule"], facts["seconds"] = run(asked, options)
-        facts["message"] = message
-        if isinstance(asked, Counted):
-            facts |= {"calls": asked.calls, "in_calls": asked.seconds}
+        asked = shared if several else Counted(shared)
+        model.seconds.clear()
+        schedule, seconds = run(asked, options)
+    facts = {"schedule": schedule, "seconds": seconds, "message": message,
+             "call": statistics.mean(model.seconds)}  # fmt: skip
+    if isinstance(asked, Counted):
+        facts["calls"] = asked.calls
     print(json.dumps(facts))
 
 
@@ -108,16 +134,12 @@ def measured(processes: int, arguments: Sequence[str]) -> dict[str, Any]:
     return facts
 
 
-def predictor(
-    calls: Sequence[int], call: float, message: float, rest: float
-) -> Callable[[int], float]:
+def seconds(
+    processes: int, calls: Sequence[int], call: float, message: float, rest: float
+) -> float:
     """T(W) of the text above."""
-
-    def seconds(processes: int) -> float:
-        rounds = sum(-(-n // processes) for n in calls)
-        return rounds * call + (sum(calls) - rounds) * message + rest
-
-    return seconds
+    rounds = sum(-(-n // processes) for n in calls)
+    return rounds * call + (sum(calls) - rounds) * message + rest
 
 
 def main() -> int:
@@ -130,17 +152,19 @@ def main() -> int:
     parser.add_argument("--quality", default="dp")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
-    parser.add_argument("--call-seconds", type=float, help="of a model to predict for")
-    parser.add_argument("--shape", type=int, nargs="+", help="of its states")
+    parser.add_argument("--shape", type=int, nargs="+", help="of a state, without a model")
+    parser.add_argument("--call-seconds", type=float, default=0.1, help="with --shape")
     parser.add_argument("--inside", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
-        options.processes = options.inside
         inside(options)
         return 0
     print(*(f"- {name}: {value}" for name, value in configuration().items()), sep="\n")
+    name = options.model
+    if options.shape is not None:
+        name = f"a stand-in of {options.call_seconds} s a call, states of {options.shape}"
     print(
-        f"- {options.model}: {options.samples} samples, {options.max_batch} a call, "
+        f"- {name}: {options.samples} samples, {options.max_batch} a call, "
         f"{options.teacher_steps} -> {options.steps} steps, {options.quality}, teacher included; "
         f"medians of {options.rounds} rounds\n"
     )
@@ -153,31 +177,25 @@ def main() -> int:
         return statistics.median(found[count][fact] for found in rounds)
 
     calls = rounds[0][1]["calls"]
-    in_calls, message = median(1, "in_calls"), median(options.processes[0], "message")
-    rest = median(1, "seconds") - in_calls
-    call = in_calls / sum(calls)
-    seconds = predictor(calls, call, message, rest)
+    call, message = median(1, "call"), median(options.processes[0], "message")
+    rest = median(1, "seconds") - sum(calls) * call
     print(f"{sum(calls)} calls of {1e3 * call:.1f} ms; a message {1e3 * message:.2f} ms; the rest "
           f"{rest:.2f} s.\n")  # fmt: skip
     print(
-        "| processes | s | efficiency | model of cost, s | measured / model |\n"
-        "|--:|--:|--:|--:|--:|"
+        "| processes | s | efficiency | a call, ms | model of cost, s | measured / model | "
+        "with this call |\n|--:|--:|--:|--:|--:|--:|--:|"
     )
     for count in [1, *options.processes]:
-        taken, expected = median(count, "seconds"), seconds(count)
+        taken, own = median(count, "seconds"), median(count, "call")
+        plain, loaded = (seconds(count, calls, each, message, rest) for each in (call, own))
         shares = [found[1]["seconds"] / found[count]["seconds"] / count for found in rounds]
-        print(f"| {count} | {taken:.2f} | {statistics.median(shares):.0%} | {expected:.2f} | "
-              f"{taken / expected:.2f} |")  # fmt: skip
-    if options.call_seconds is not None:
-        size = math.prod(options.shape or oss.models.load(options.model).shape)
-        scale = size / math.prod(oss.models.load(options.model).shape)
-        call, message, rest = options.call_seconds, message * scale, rest * scale
-        seconds = predictor(calls, call, message, rest)
-        print(f"\nA model of {call} s a call and {size} values a state (message {1e3 * message:.1f}"
-              f" ms, rest {rest:.1f} s, scaled):")  # fmt: skip
+        print(f"| {count} | {taken:.2f} | {statistics.median(shares):.0%} | {1e3 * own:.1f} | "
+              f"{plain:.2f} | {taken / plain:.2f} | {taken / loaded:.2f} |")  # fmt: skip
     print("\n| processes | model of cost, s | efficiency |\n|--:|--:|--:|")
+    alone = seconds(1, calls, call, message, rest)
     for count in PREDICTED:
-        print(f"| {count} | {seconds(count):.1f} | {seconds(1) / seconds(count) / count:.0%} |")
+        taken = seconds(count, calls, call, message, rest)
+        print(f"| {count} | {taken:.1f} | {alone / taken / count:.0%} |")
     same = len({found[count]["schedule"] for found in rounds for count in found}) == 1
     print(f"\nThe schedules are {'the same' if same else 'NOT the same'}.")
     return int(not same)
