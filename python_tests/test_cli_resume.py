@@ -19,6 +19,7 @@ from cli_cases import TINY, Oss, assert_fails, assert_misused, files
 from driver_cases import each_seed
 from oss_ext import Schedule
 from oss_ext.checkpoint import ANSWERS
+from oss_ext.models.analytic import GaussianMixture
 
 SEARCH = ("search", "--model=digits", "--samples=4", "--teacher-steps=24", "--steps=3,4",
           "--quality=dp", "--out=run")  # fmt: skip
@@ -146,20 +147,28 @@ def test_the_second_process_is_told(tmp_path: Path) -> None:
 # --- in one process -----------------------------------------------------------------------------
 
 
-def begin(oss: Oss, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """A search that fails in its third model call."""
-    from oss_ext.models.analytic import GaussianMixture
+COMPARE = ("compare", *TINY, "--samples=4", "--steps=2,3", "--calibration=8",
+           "--methods=uniform,ld3,dp,balanced", "--out=run")  # fmt: skip
 
+
+def fail_in_call(monkeypatch: pytest.MonkeyPatch, last: int) -> list[int]:
+    """The model fails in that call; how many there were."""
     original, calls = GaussianMixture.__call__, [0]
 
     def failing(self: object, *args: object) -> object:
         calls[0] += 1
-        if calls[0] == 3:
-            raise RuntimeError("the machine went away")
+        if calls[0] == last:
+            raise ValueError("the machine went away")
         return original(self, *args)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(GaussianMixture, "__call__", failing)
+    return calls
+
+
+def begin(oss: Oss, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """A search that fails in its third model call."""
     with monkeypatch.context() as patched:
-        patched.setattr(GaussianMixture, "__call__", failing)
+        fail_in_call(patched, 3)
         outcome = oss("search", *TINY, "--steps=2", "--out=run", *arguments)
     assert outcome.code == 1
     assert outcome.err.splitlines() == [
@@ -179,6 +188,47 @@ def test_a_search_that_failed_goes_on(oss: Oss, monkeypatch: pytest.MonkeyPatch)
     assert oss("search", *TINY, "--steps=2", "--out=whole").code == 0
     assert Schedule.load("run/analytic-2.json") == Schedule.load("whole/analytic-2.json")
     assert files("run") == files("whole")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
+def test_a_comparison_that_failed_goes_on(
+    share: float, oss: Oss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        calls = fail_in_call(patched, 10**9)
+        whole = oss(*COMPARE[:-1], "--out=whole")
+        assert whole.code == 0, whole.err
+    with monkeypatch.context() as patched:
+        fail_in_call(patched, int(share * calls[0]))
+        outcome = oss(*COMPARE)
+        assert outcome.code == 1
+        assert "what the model answered is kept: `oss compare --resume run` goes on" in outcome.err
+    with monkeypatch.context() as patched:
+        again = fail_in_call(patched, 10**9)
+        outcome = oss("compare", "--resume=run")
+        assert outcome.code == 0, outcome.err
+    # What cannot be kept is LD3's gradients; a descent that was under way begins again.
+    assert again[0] <= (1 - share) * calls[0] + calls[0] / 3
+    before = whole.out.replace("wrote whole; `oss report whole`", "wrote run; `oss report run`")
+    assert before in outcome.out
+    assert files("run") == files("whole")
+    for name in ("ld3-2", "dp-3", "balanced-3"):
+        assert Schedule.load(f"run/schedules/{name}.json") == Schedule.load(
+            f"whole/schedules/{name}.json"
+        )
+
+
+def test_a_comparison_goes_on_with_the_schedules_that_it_began_with(
+    oss: Oss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert oss("search", *TINY, "--steps=2,3", "--out=made").code == 0
+    with monkeypatch.context() as patched:
+        fail_in_call(patched, 3)
+        assert oss("compare", "made/analytic-2.json", "--samples=4", "--out=run").code == 1
+    Path("made/analytic-3.json").rename("made/analytic-2.json")
+    outcome = oss("compare", "--resume=run")
+    assert outcome.code == 1
+    assert "run/checkpoint: schedules was ['" in outcome.err
 
 
 def test_options_beside_resume_are_refused(oss: Oss, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import click
 import torch
 
-from oss_ext import contest, noise
+from oss_ext import contest, noise, solvers
 from oss_ext.baselines import uniform
+from oss_ext.checkpoint import LEAST_BYTES
 from oss_ext.cli.base import (
     Budgets,
     Choice,
@@ -28,9 +29,11 @@ from oss_ext.cli.base import (
     teacher_solver_option,
 )
 from oss_ext.cli.log import log_option
-from oss_ext.evaluate import AMPLITUDE, Score, score_table
+from oss_ext.cli.resume import Resumable, resumable, resume_options
+from oss_ext.evaluate import AMPLITUDE, Score, Unable, score_table
 from oss_ext.models import Model
-from oss_ext.plan import check_budgets
+from oss_ext.models.base import hash_of
+from oss_ext.plan import QUALITIES, check_budgets, plan
 from oss_ext.report import plot_samples
 from oss_ext.runs import Contender
 from oss_ext.schedule import Schedule
@@ -54,7 +57,7 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.argument("schedule_files", metavar="[SCHEDULE]...", nargs=-1)
 @click.option("--methods", type=Methods(),
               help="Also make and judge these: all, or some of "
@@ -83,8 +86,10 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 @force_option
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False),
               help="Also write teacher and students side by side (image models).")  # fmt: skip
+@resume_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
-              help="Also write a run folder, from which `oss report` makes a page.")  # fmt: skip
+              help="Also write a run folder, from which `oss report` makes a page. While the "
+              "comparison lasts, it holds a checkpoint.")  # fmt: skip
 @quiet_option
 @log_option
 def compare(
@@ -105,6 +110,8 @@ def compare(
     max_batch: int | None,
     force: bool,
     picture: Path | None,
+    resume: Path | None,
+    keep: bool,
     out: Path | None,
     quiet: bool,
 ) -> None:
@@ -134,32 +141,46 @@ def compare(
     if methods:  # before the teacher takes its time
         check_budgets(budgets, len(times) - 1)
 
-    def teacher(count: int, noise_seed: int) -> Trajectory:
+    def teacher(answers: Model, count: int, noise_seed: int) -> Trajectory:
         initial = model.noise(count, noise_seed, start=float(times[-1]))
         return make_teacher(
-            model, initial, times=times, solver=followed, max_batch=max_batch, progress=not quiet
+            answers, initial, times=times, solver=followed, max_batch=max_batch, progress=not quiet
         )
 
     entries = _from_files(schedule_files, loaded, amplitude)
     made, searched = contest.Made(()), None
-    if methods:
-        searched = teacher(calibration, calibration_seed)
-        made = contest.make(
-            model, searched, budgets, methods, solver=solver, max_batch=max_batch,
-            progress=not quiet,
-            on_method=lambda name: None if quiet else click.echo(f"making {name}", err=True),
-        )  # fmt: skip
-    held_out = teacher(samples, seed)
-    rivals = list(made.contenders)
-    known = {c.name for c in rivals}
-    for count, own in sorted({(s.steps, s.solver) for s in loaded}):
-        name = f"{REFERENCE} {count}"
-        if name not in known:  # with the solver of one that it stands beside
-            known.add(name)
-            schedule = replace(uniform(held_out, count), solver=own)
-            rivals.append(Contender(name, REFERENCE, count, schedule))
-    contenders = sorted([*rivals, *entries], key=lambda c: c.steps)
-    scores = contest.judge(model, held_out, contenders, max_batch=max_batch, progress=not quiet)
+    size = _most_kept(model, len(times) - 1, budgets, methods, solver, calibration, samples)
+    with resumable(
+        model, out, resume=resume is not None, keep=keep, size=size,
+        schedules=[hash_of([s.to_json()]) for s in loaded],
+    ) as (answers, _):  # fmt: skip
+        if methods:
+            searched = teacher(answers, calibration, calibration_seed)
+            made = contest.make(
+                answers, searched, budgets, methods, solver=solver, max_batch=max_batch,
+                progress=not quiet,
+                on_method=lambda name: None if quiet else click.echo(f"making {name}", err=True),
+            )  # fmt: skip
+        held_out = teacher(answers, samples, seed)
+        contenders = _contenders(made, entries, loaded, held_out)
+        scores = contest.judge(
+            answers, held_out, contenders, max_batch=max_batch, progress=not quiet
+        )
+        _show(model, searched, held_out, made, contenders, scores, against, picture, out)
+
+
+def _show(
+    model: Model,
+    searched: Trajectory | None,
+    held_out: Trajectory,
+    made: contest.Made,
+    contenders: list[Contender],
+    scores: list[Score | Unable],
+    against: str | None,
+    picture: Path | None,
+    out: Path | None,
+) -> None:
+    """The table to the terminal, the picture and the run to their places."""
     whom = against or (REFERENCE if any(c.method == REFERENCE for c in contenders) else None)
     click.echo(score_table(scores, None if whom is None else f"{whom} {{steps}}"))
     if picture is not None:
@@ -185,6 +206,47 @@ def compare(
             spread=made.spread,
         ).save(out)
         click.echo(f"wrote {out}; `oss report {out}` makes a page of it")
+
+
+def _contenders(
+    made: contest.Made, entries: list[Contender], loaded: list[Schedule], held_out: Trajectory
+) -> list[Contender]:
+    """Those made, those from files, and whom these stand beside, by budget."""
+    rivals = list(made.contenders)
+    known = {c.name for c in rivals}
+    for count, own in sorted({(s.steps, s.solver) for s in loaded}):
+        name = f"{REFERENCE} {count}"
+        if name not in known:  # with the solver of one that it stands beside
+            known.add(name)
+            schedule = replace(uniform(held_out, count), solver=own)
+            rivals.append(Contender(name, REFERENCE, count, schedule))
+    return sorted([*rivals, *entries], key=lambda c: c.steps)
+
+
+def _most_kept(
+    model: Model,
+    teacher_steps: int,
+    budgets: list[int],
+    methods: list[str] | None,
+    solver: str,
+    calibration: int,
+    samples: int,
+) -> int:
+    """Bytes of a checkpoint at most: of both teachers, of the method that takes most, and of the
+    runs that are judged."""
+    state = model.noise(1).nbytes
+    names = methods or []
+    plans = [
+        plan(quality, teacher_steps, [k], samples=calibration, solver=solver)
+        for quality in set(names) & set(QUALITIES)
+        for k in budgets
+    ]
+    rows = teacher_steps + 1
+    found = [p.kept(calibration * state, rows, LEAST_BYTES) for p in plans]
+    found.append(bool(names) * 3 * rows * calibration * state)  # of the paths of every sample
+    runs = sum(budgets) * (len(names) + 1) * solvers.get(solver).evaluations
+    teachers = teacher_steps * (bool(names) * calibration + samples)
+    return max(found) + LEAST_BYTES + (teachers + runs * samples) * state
 
 
 def _teacher_of(

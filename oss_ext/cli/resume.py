@@ -65,19 +65,20 @@ def resume_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def resumable(
-    model: Model, run: Path, *, resume: bool, keep: bool, size: int
+    model: Model, run: Path | None, *, resume: bool, keep: bool, size: int, **inputs: Any
 ) -> Iterator[tuple[Model, list[str]]]:
     """``model`` with its answers kept in ``run`` while the block lasts, and what is to be said of
     those that were there.
 
     Args:
         model: of the run.
-        run: folder of it.
+        run: folder of it; None: there is none, and nothing is kept.
         resume: go on from what is kept there.
         keep: whether anything is to be kept.
-        size: bytes of all answers.
+        size: bytes that this takes at most.
+        inputs: what the run depends on beside model and arguments.
     """
-    if not keep:
+    if run is None or not keep:
         yield model, []
         return
     existing = next(parent for parent in (run, *run.absolute().parents) if parent.exists())
@@ -96,6 +97,7 @@ def resumable(
         "directory": str(Path.cwd()),
         "model": f"{model.name} with hash {model.fingerprint()}",
         "oss_ext": __version__,
+        **inputs,
     }
     machine = {name: str(fact) for name, fact in configuration(model.device.type).items()}
     with Checkpoint(run / FOLDER, settings, machine=machine, resume=resume) as checkpoint:

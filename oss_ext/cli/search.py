@@ -16,6 +16,7 @@ from oss_ext import export, noise, solvers
 from oss_ext.amplitude import LEVELS
 from oss_ext.baselines import uniform
 from oss_ext.calibrate import calibrate
+from oss_ext.checkpoint import LEAST_BYTES
 from oss_ext.cli.base import (
     Budgets,
     Choice,
@@ -33,15 +34,16 @@ from oss_ext.cli.base import (
 from oss_ext.cli.log import log_option
 from oss_ext.cli.resume import Resumable, resumable, resume_options
 from oss_ext.groups import estimate_groups, in_groups, search_groups
-from oss_ext.metrics import EvaluatedMetric, Metric
+from oss_ext.metrics import XT, EvaluatedMetric, Metric
 from oss_ext.models import Model
+from oss_ext.models.base import to_kept, to_text
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.hidden import find_module
 from oss_ext.plan import QUALITIES, check_budgets, make_plan
 from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.result import SearchResult
 from oss_ext.runs import Contender
-from oss_ext.schedule import AGGREGATES, SCOPES, STARTS
+from oss_ext.schedule import AGGREGATES, SCOPES, STARTS, Schedule
 from oss_ext.scratch import Held
 from oss_ext.search import make_objective
 from oss_ext.search import search as search_schedules
@@ -186,8 +188,8 @@ def search(
         note(f"the teacher's grid has {len(times) - 1} steps")
     check_budgets(steps, len(times) - 1)
     planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", **measures)
+    evaluations = solvers.evaluations(solvers.get(teacher_solver), times.flip(0).tolist())
     if not quiet:
-        evaluations = solvers.evaluations(solvers.get(teacher_solver), times.flip(0).tolist())
         click.echo(f"teacher: {evaluations} evaluations per sample; {planned}", err=True)
     initial = model.noise(samples, seed, start=float(times[-1]))
     if host_memory or scratch is not None:
@@ -223,8 +225,12 @@ def search(
     looks_inside = isinstance(metric, EvaluatedMetric) and metric.module is not None
     if looks_inside and keep:
         note("no checkpoint: the metric looks inside the network")
-    size = (len(times) - 1 + planned.nfe) * initial.nbytes
     keep = keep and not looks_inside
+    # Of a search in groups, the first one's teacher and that of the group at hand.
+    at_once, teachers = initial[:group].nbytes, 1 if samples <= (group or samples) else 2
+    moves = solver == "euler" and metric == XT and beam == 1
+    kept = planned.kept(at_once, len(times) * moves, LEAST_BYTES)
+    kept += teachers * evaluations * at_once
     if dry_run:
         if group is None:
             outline = teach(model, initial, dry_run=True)
@@ -233,11 +239,11 @@ def search(
             taken = estimate_groups(model, initial, steps, group=group, teach=teach, **options)
             if amplitude is not None:  # for every schedule the teachers are made once more
                 taken = taken.with_teachers(1 + len(steps) * (1 if aggregate else samples))
-        checkpoint = [Held("checkpoint", size, out)] * keep
+        checkpoint = [Held("checkpoint", kept, out)] * keep
         click.echo(replace(taken, kept=tuple(checkpoint)))
         return
     options["progress"] = not quiet
-    with resumable(model, out, resume=resume is not None, keep=keep, size=size) as (answers, notes):
+    with resumable(model, out, resume=resume is not None, keep=keep, size=kept) as (answers, notes):
         if group is None:
             trajectory = teach(answers, initial, progress=not quiet)
             result = search_schedules(answers, trajectory, steps, scope=scope, **options)
@@ -247,12 +253,14 @@ def search(
         click.echo(result.summary())
         found = _contenders(result, model.name, "; ".join(notes))
         if amplitude is not None:
+            model.most_rows = answers.most_rows
             for n, c in enumerate(found):
                 assert c.schedule is not None
-                teachers: Iterable[Trajectory] = [trajectory]
+                made: Iterable[Trajectory] = [trajectory]
                 if group is not None:  # made once more: there was never room for all of them
-                    teachers = (teach(*part) for part in in_groups(answers, initial, group))
-                found[n] = replace(c, schedule=calibrate(teachers, c.schedule, levels=amplitude))
+                    made = (teach(*part) for part in in_groups(model, initial, group))
+                schedule = _calibrated(answers, made, c.schedule, amplitude)
+                found[n] = replace(c, schedule=schedule)
         _write(model, trajectory, result, found, out)
 
 
@@ -298,6 +306,18 @@ def _write(
         pictures.append("spread.png")
     wrote = [f"{len(run.contenders)} schedules", *pictures]
     click.echo(f"wrote {', '.join(wrote[:-1])} and {wrote[-1]} to {out}")
+
+
+def _calibrated(
+    model: Model, teachers: Iterable[Trajectory], schedule: Schedule, levels: tuple[float, float]
+) -> Schedule:
+    """A leg of the run that ``model`` answers, whose teachers may have to be made."""
+    leg = model.leg()
+    if leg.there:
+        return leg.take(lambda there: Schedule.from_json(to_text(there["schedule"])))
+    calibrated = calibrate(teachers, schedule, levels=levels)
+    leg.reached({"schedule": to_kept(calibrated.to_json())})
+    return calibrated
 
 
 def _contenders(result: SearchResult, model: str, note: str) -> list[Contender]:

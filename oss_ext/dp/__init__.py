@@ -19,6 +19,7 @@ of the next step. Replaying a backtracked path gives the table's state and cost.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -113,6 +114,10 @@ def run(
         allowed = _check_allowed(allowed, steps, reduce, live)
     onward = torch.cat([allowed[1:], torch.zeros_like(allowed[:1])])
     used = solvers.get(solver)
+    leg = evaluator.leg()
+    before = leg.take(Table.there) if leg.there else None
+    if before is not None and before.steps == steps:
+        return before
     mover: EulerSteps | OrderSteps | StageSteps
     if isinstance(used, solvers.Singlestep):
         assert isinstance(metric, StateMetric | EvaluatedMetric)
@@ -124,7 +129,12 @@ def run(
         assert isinstance(metric, AffineMetric | EvaluatedMetric)
         mover = OrderSteps(evaluator, trajectory, used, reduce, fixed_order, metric)
     costs, parents, orders = [], [], []
-    for k in range(1, steps + 1):
+    if before is not None:
+        leg.take(functools.partial(mover.go_on, taken=before.steps))
+        costs, parents = list(before.cost), list(before.parent)
+        orders = [] if before.order is None else list(before.order)
+        live = next_sources(parents[-1], trajectory.samples)
+    for k in range(len(costs) + 1, steps + 1):
         cost, parent, order = mover.step(live & allowed[k - 1], onward[k - 1])
         costs.append(cost.cpu())
         parents.append(parent.cpu())
@@ -133,7 +143,17 @@ def run(
         check_reached(parents[-1], k, reduce, evaluator)
         reached = float(costs[-1][0].double().mean())
         tell("step", step=k, steps=steps, cost=reached, teacher_steps=trajectory.steps)
-    return Table(torch.stack(costs), torch.stack(parents), torch.stack(orders) if orders else None)
+        table = Table(
+            torch.stack(costs), torch.stack(parents), torch.stack(orders) if orders else None
+        )
+        moving = mover.kept() if k < steps else {}
+        if k == steps or (moving and leg.pays(sum(map(_bytes, moving.values())))):
+            leg.reached({**table.kept(), **moving})
+    return table
+
+
+def _bytes(tensors: Sequence[Tensor] | Tensor) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def held(

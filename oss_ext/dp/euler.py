@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from oss_ext import ops, scratch
-from oss_ext.dp.table import of_costs
+from oss_ext.dp.table import fill_rows, of_costs
+from oss_ext.models.base import Kept, There
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
 from oss_ext.teacher import Trajectory
@@ -43,6 +44,14 @@ class EulerSteps:
         velocities = _chunk(trajectory, velocity_bytes).nbytes
         states = Held("states", trajectory.states.nbytes, trajectory.scratch)
         return [states, Held("velocities", velocities)]
+
+    def kept(self) -> Kept:
+        """What ``go_on`` takes."""
+        return {"state": self._state}
+
+    def go_on(self, there: There, taken: int) -> None:
+        """From what ``kept`` said after ``taken`` steps."""
+        fill_rows(self._state, there["state"])
 
     def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, None]:
         """Cost and parent of a step from the sources ``live``, bool ``[N+1, B]``."""

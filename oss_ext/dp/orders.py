@@ -18,8 +18,9 @@ from torch import Tensor
 
 from oss_ext import ops
 from oss_ext.dp.few import Candidates, Judge, nearest
-from oss_ext.dp.table import chunk_bytes, errors, of_costs
+from oss_ext.dp.table import chunk_bytes, errors, fill_rows, of_costs
 from oss_ext.metrics import AffineMetric, EvaluatedMetric, Sources, StateMetric
+from oss_ext.models.base import Kept, There
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
 from oss_ext.solvers import Multistep
@@ -106,6 +107,21 @@ class OrderSteps:
         terms = (1 + outputs) * (2 + outputs)
         coefficients = COEFFICIENTS * chunk_bytes(rows, 8 * terms * rows * columns)
         return [*held, Held("features", rows * copied), Held("coefficients", coefficients)]
+
+    def kept(self) -> Kept:
+        """What ``go_on`` takes; nothing where evaluations at candidates are remembered too."""
+        if self._judge is not None:
+            return {}
+        outputs = {f"output {n}": output for n, output in enumerate(self._outputs)}
+        return {"state": self._state, "arrived": self._arrived, "back": self._back, **outputs}
+
+    def go_on(self, there: There, taken: int) -> None:
+        """From what ``kept`` said after ``taken`` steps."""
+        self._taken, self._arrived = taken, torch.stack([*there["arrived"]])
+        self._back = [*there["back"]]
+        names = ["state", *(f"output {n}" for n in range(len(self._back)))]
+        arrays = (torch.empty_like(self._teacher) for _ in names)
+        self._state, *self._outputs = map(fill_rows, arrays, (there[name] for name in names))
 
     def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``.

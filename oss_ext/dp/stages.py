@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from oss_ext.dp.few import Candidates, Judge, nearest
-from oss_ext.dp.table import errors, of_costs
+from oss_ext.dp.table import errors, fill_rows, of_costs
 from oss_ext.metrics import EvaluatedMetric, StateMetric
+from oss_ext.models.base import Kept, There
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
 from oss_ext.solvers import Singlestep
@@ -69,6 +70,15 @@ class StageSteps:
             judged[0] = Held("candidates", making)
         # The states of the first step are the noise.
         return [Held("states", array * (steps > 1)), Held("velocities", array), *judged]
+
+    def kept(self) -> Kept:
+        """What ``go_on`` takes; nothing where evaluations at candidates are remembered too."""
+        return {"state": self._state} if self._velocity is None else {}
+
+    def go_on(self, there: There, taken: int) -> None:
+        """From what ``kept`` said after ``taken`` steps."""
+        self._taken = taken
+        self._state = fill_rows(torch.empty_like(self._teacher), there["state"])
 
     def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cost, parent and order of a step from the sources ``live``, bool ``[N+1, B]``.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from oss_ext import arguments
+from oss_ext.models.base import Kept, There
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.schedule import REDUCTIONS, STARTS
 from oss_ext.teacher import Trajectory
@@ -32,6 +33,17 @@ class Table:
     def steps(self) -> int:
         """M, the largest budget."""
         return len(self.cost)
+
+    def kept(self) -> Kept:
+        """What ``there`` takes."""
+        orders = {} if self.order is None else {"order": self.order}
+        return {"cost": self.cost, "parent": self.parent, **orders}
+
+    @classmethod
+    def there(cls, kept: There) -> Table:
+        """That which ``kept`` was called of."""
+        order = torch.stack([*kept["order"]]) if "order" in kept else None
+        return cls(torch.stack([*kept["cost"]]), torch.stack([*kept["parent"]]), order)
 
     def backtrack(self, steps: int, sample: int = 0) -> tuple[int, ...]:
         """Teacher rows of the best path of exactly ``steps`` steps, descending to 0.
@@ -126,6 +138,13 @@ def source_chunks(rows: int, bytes_per_source: int) -> Iterator[Tensor]:
 def chunk_bytes(rows: int, bytes_per_source: int) -> int:
     """Of the coefficients of the largest of ``source_chunks``."""
     return len(next(source_chunks(rows, bytes_per_source))) * bytes_per_source
+
+
+def fill_rows(array: Tensor, rows: Iterable[Tensor]) -> Tensor:
+    """``array``, with ``rows`` copied into it one after the other."""
+    for row, kept in zip(array, rows, strict=True):
+        row.copy_(kept)
+    return array
 
 
 def of_costs(states: Tensor) -> torch.dtype:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,51 @@ from torch import Tensor, nn
 from oss_ext import arguments
 from oss_ext.noise import FLOW, Path
 
+T = TypeVar("T")
+
 Request = tuple[Tensor, Tensor, Tensor]
 """``x``, ``t`` and ``sample`` of a call."""
+
+
+Kept = Mapping[str, Sequence[Tensor] | Tensor]
+"""Tensors by name: lists of them, or one that is kept a row after the other."""
+
+
+There = Mapping[str, Iterable[Tensor]]
+"""The same as it comes back, read when it is gone through."""
+
+
+def to_kept(text: str) -> list[Tensor]:
+    """A text as what is kept."""
+    return [torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)]
+
+
+def to_text(kept: Iterable[Tensor]) -> str:
+    """The text that ``to_kept`` was given."""
+    (characters,) = kept
+    return bytes(characters.tolist()).decode()
+
+
+class Leg:
+    """A part of a run that can be gone on with; here, where nothing is kept, from its beginning.
+
+    Attributes:
+        there: what ``reached`` was given last when the run was cut off, by name; empty: nothing.
+    """
+
+    def __init__(self, there: There | None = None) -> None:
+        self.there = there or {}
+
+    def take(self, how: Callable[[There], T]) -> T:
+        """``how(there)``, which raises a checkpoint's own error where that is not what it takes."""
+        return how(self.there)
+
+    def pays(self, size: int) -> bool:
+        """Whether to call ``reached`` now with ``size`` bytes, where the leg has not ended yet."""
+        return False
+
+    def reached(self, kept: Kept) -> None:
+        """From ``kept``, and what was before the leg, the run can go on as from here."""
 
 
 class Model(abc.ABC):
@@ -62,6 +106,13 @@ class Model(abc.ABC):
         """The velocities of several calls, in their order."""
         for request in requests:
             yield self(*request)
+
+    def leg(self) -> Leg:
+        """Begin a leg of the run, one within or after the other, that calls ``reached`` at its end.
+
+        A checkpoint then keeps that in place of the answers that led there.
+        """
+        return Leg()
 
     @abc.abstractmethod
     def fingerprint(self) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from oss_ext import arguments
 from oss_ext.events import tell
-from oss_ext.models.base import Model, Request, check_output
+from oss_ext.models.base import Kept, Leg, Model, Request, T, There, check_output
 from oss_ext.scratch import Held
 
 
@@ -132,23 +132,44 @@ class Evaluator:
             raise NonFiniteError(self.describe_bad())
         return out[0]
 
+    def leg(self) -> Leg:
+        """A leg of the run; what this evaluator has counted is kept, and set, with the rest."""
+        return _Counted(self, self.model.leg())
+
+    def counted(self) -> dict[str, Tensor]:
+        """What ``go_on`` takes."""
+        bad = torch.tensor(list(self.first_bad.items()), dtype=torch.float64)
+        bad = bad.reshape(len(self.first_bad), 2)
+        return {_COUNTS: torch.tensor([self.nfe, self.block]), _BAD: bad}
+
+    def go_on(self, there: There) -> None:
+        """From what ``counted`` said."""
+        nfe, block = map(int, there[_COUNTS])
+        if block < self.block:
+            self._take_fewer(block)
+        self.first_bad = {int(sample): float(t) for sample, t in there[_BAD]}
+        self._on_progress(nfe - self.nfe)
+        self.nfe = nfe
+
     def _halve(self) -> bool:
         """Half as many rows per call, in this run and in the model's next; False if there cannot
         be fewer."""
-        model = self.model
-        if model.slots or model.fixed_batch or self.block == 1:
+        if self.model.slots or self.model.fixed_batch or self.block == 1:
             return False
-        before, self.block = self.block, self.block // 2
-        model.most_rows = self.block
+        self._take_fewer(self.block // 2)
+        return True
+
+    def _take_fewer(self, rows: int) -> None:
+        before, self.block = self.block, rows
+        self.model.most_rows = rows
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         text = (
-            f"model {model.name!r} ran out of memory with {before} rows in a call; there are "
-            f"{self.block} from here on, which changes results in near-ties"
+            f"model {self.model.name!r} ran out of memory with {before} rows in a call; there are "
+            f"{rows} from here on, which changes results in near-ties"
         )
         tell("note", text=text)
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
-        return True
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     def describe_bad(self, sample: int | None = None) -> str:
         """What ``first_bad`` says of ``sample``, or of the first there is; empty if nothing."""
@@ -209,6 +230,28 @@ class Evaluator:
         taken[place] = block
         first = int(samples[block[0, 1]]) // self.block * self.block
         return place, taken, torch.arange(first, first + self.block)
+
+
+_COUNTS, _BAD = "counts", "bad"
+
+
+class _Counted(Leg):
+    """A leg with what an evaluator has counted."""
+
+    def __init__(self, evaluator: Evaluator, leg: Leg) -> None:
+        super().__init__(leg.there)
+        self._evaluator, self._leg = evaluator, leg
+        if self.there:
+            leg.take(evaluator.go_on)
+
+    def take(self, how: Callable[[There], T]) -> T:
+        return self._leg.take(how)
+
+    def pays(self, size: int) -> bool:
+        return self._leg.pays(size)
+
+    def reached(self, kept: Kept) -> None:
+        self._leg.reached({**kept, **self._evaluator.counted()})
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from oss_ext.models.base import Model, Request
+from oss_ext.models.base import Leg, Model, Request
 
 
 class Wrapped(Model):
@@ -22,6 +22,9 @@ class Wrapped(Model):
 
     def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         return self._model.answers(requests)
+
+    def leg(self) -> Leg:
+        return self._model.leg()
 
     def fingerprint(self) -> str:
         return self._model.fingerprint()

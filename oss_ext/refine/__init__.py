@@ -10,15 +10,16 @@ of knot k changes nothing before it, so runs begin at the last state that is kno
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from oss_ext import arguments, solvers
 from oss_ext.events import tell
-from oss_ext.models.base import Model
+from oss_ext.models.base import Kept, Model, There, to_kept, to_text
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.progress import progress_bar
 from oss_ext.refine.base import (
@@ -69,6 +70,28 @@ class Refinement:
     start_validation: float | None
     trials: int
     nfe: float
+
+    def kept(self) -> Kept:
+        """What ``there`` takes."""
+        own, checks = [self.error, self.start_error, self.trials, self.nfe], []
+        if self.validation is not None and self.start_validation is not None:
+            checks = [self.validation, self.start_validation]
+        return {
+            "schedule": to_kept(self.schedule.to_json()),
+            "start": to_kept(self.start.to_json()),
+            "figures": torch.tensor(own, dtype=torch.float64),
+            "checks": torch.tensor(checks, dtype=torch.float64),
+        }
+
+    @classmethod
+    def there(cls, kept: There) -> Refinement:
+        """That which ``kept`` was called of."""
+        schedule, start = (Schedule.from_json(to_text(kept[at])) for at in ("schedule", "start"))
+        error, start_error, trials, nfe = map(float, kept["figures"])
+        validation, start_validation = [*map(float, kept["checks"])] or (None, None)
+        return cls(
+            schedule, start, error, start_error, validation, start_validation, int(trials), nfe
+        )
 
     def summary(self) -> str:
         """Errors before and after, and what they cost, in two lines."""
@@ -273,50 +296,86 @@ def refine(
     limit = most - reserved if most else math.inf
     with progress_bar("refine", most, progress, steps=steps) as bar:
         evaluator = evaluator_of(model, samples, len(seen), max_batch, bar.update)
-        runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes)
-        options: dict[str, Any] = {"reduce": reduce, "pinned": pinned, "limit": limit}
-        paths = sorted(
-            (_Found(rows, orders, runner.values(rows, seen, reduce, orders))
-             for rows, orders in by_path),
-            key=_Found.mean,
-        )  # fmt: skip
-        best_start = paths[0]
-        trials, ends = len(by_path), []
-        for path in paths[:descents]:
-            race = Race(runner, evaluator, seen, orders=path.orders, **options)
-            rows, score = descend(race, path.rows, path.score, _first_scale(path.rows))
-            trials += race.trials
-            # From a worse start a descent may not get as far as the best one stands.
-            if float(score.mean()) <= best_start.mean():
-                ends.append(_Found(rows, path.orders, score))
-        found = [*sorted(ends, key=_Found.mean), best_start]
-        if off_grid and evaluator.nfe < limit:
-            runner = Runner(evaluator, trajectory, candidates[0].solver, keep_bytes, FINENESS)
-            found = [replace(f, rows=tuple(FINENESS * row for row in f.rows)) for f in found]
-            race = Race(runner, evaluator, seen, orders=found[0].orders, **options)
-            rows, score = descend(race, found[0].rows, found[0].score, FINENESS // 2)
-            found[0] = replace(found[0], rows=rows, score=score)
-            trials += race.trials
-        checks = [runner.values(f.rows, unseen, reduce, f.orders) for f in found] if held else []
-        chosen = 0
-        for k in range(1, len(checks)):
-            chosen = k if is_worse(checks[chosen] - checks[k]) else chosen
-        best = found[chosen]
-        cost = float(runner.values(best.rows, seen, "mean", best.orders).mean())
-    begun = by_path[best_start.rows, best_start.orders]
-    # The teacher's own evaluations, and those of the searches that the starts came from.
-    before = max(trajectory.nfe, *(s.search_nfe for s in candidates))
+        leg = evaluator.leg()
+        if leg.there:
+            refinement = leg.take(Refinement.there)
+        else:
+            options: dict[str, Any] = {"reduce": reduce, "pinned": pinned, "limit": limit}
+            # The teacher's own evaluations, and those of the searches that the starts came from.
+            spent = max(trajectory.nfe, *(s.search_nfe for s in candidates))
+            refinement = _refine(
+                evaluator, trajectory, by_path, descents, seen, unseen, keep_bytes, off_grid,
+                objective, spent, options,
+            )  # fmt: skip
+            leg.reached(refinement.kept())
+    tell(
+        "refined",
+        steps=steps,
+        error=refinement.error,
+        start_error=refinement.start_error,
+        validation=refinement.validation,
+        start_validation=refinement.start_validation,
+        trials=refinement.trials,
+    )
+    return refinement
+
+
+def _refine(
+    evaluator: Evaluator,
+    trajectory: Trajectory,
+    by_path: Mapping[tuple[Rows, Orders], Schedule],
+    descents: int,
+    seen: Sequence[int],
+    unseen: Sequence[int],
+    keep_bytes: int,
+    off_grid: bool,
+    objective: Objective,
+    spent: int,
+    options: dict[str, Any],
+) -> Refinement:
+    """What ``refine`` finds; ``options`` are those of its races, ``spent`` evaluations before."""
+    reduce, solver = objective.reduce, next(iter(by_path.values())).solver
+    runner = Runner(evaluator, trajectory, solver, keep_bytes)
+    paths = sorted(
+        (_Found(rows, orders, runner.values(rows, seen, reduce, orders))
+         for rows, orders in by_path),
+        key=_Found.mean,
+    )  # fmt: skip
+    best_start = paths[0]
+    trials, ends = len(by_path), []
+    for path in paths[:descents]:
+        race = Race(runner, evaluator, seen, orders=path.orders, **options)
+        rows, score = descend(race, path.rows, path.score, _first_scale(path.rows))
+        trials += race.trials
+        # From a worse start a descent may not get as far as the best one stands.
+        if float(score.mean()) <= best_start.mean():
+            ends.append(_Found(rows, path.orders, score))
+    found = [*sorted(ends, key=_Found.mean), best_start]
+    if off_grid and evaluator.nfe < options["limit"]:
+        runner = Runner(evaluator, trajectory, solver, keep_bytes, FINENESS)
+        found = [replace(f, rows=tuple(FINENESS * row for row in f.rows)) for f in found]
+        race = Race(runner, evaluator, seen, orders=found[0].orders, **options)
+        rows, score = descend(race, found[0].rows, found[0].score, FINENESS // 2)
+        found[0] = replace(found[0], rows=rows, score=score)
+        trials += race.trials
+    checks = [runner.values(f.rows, unseen, reduce, f.orders) for f in found] if unseen else []
+    chosen = 0
+    for k in range(1, len(checks)):
+        chosen = k if is_worse(checks[chosen] - checks[k]) else chosen
+    best = found[chosen]
+    cost = float(runner.values(best.rows, seen, "mean", best.orders).mean())
+    begun, samples = by_path[best_start.rows, best_start.orders], trajectory.samples
     schedule = trajectory.schedule_at(
         [runner.times[row] for row in best.rows],
-        solver=begun.solver,
+        solver=solver,
         orders=best.orders,
         method="refined",
         objective=objective,
         cost=cost,
         samples=len(seen),
-        search_nfe=before + round(evaluator.nfe / samples),
+        search_nfe=spent + round(evaluator.nfe / samples),
     )
-    refinement = Refinement(
+    return Refinement(
         schedule=schedule,
         start=begun,
         error=mean_error(best.score, reduce),
@@ -326,13 +385,3 @@ def refine(
         trials=trials,
         nfe=evaluator.nfe / samples,
     )
-    tell(
-        "refined",
-        steps=steps,
-        error=refinement.error,
-        start_error=refinement.start_error,
-        validation=refinement.validation,
-        start_validation=refinement.start_validation,
-        trials=trials,
-    )
-    return refinement

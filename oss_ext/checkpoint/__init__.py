@@ -3,11 +3,15 @@
 Everything that a teacher, a search or a refinement does follows from the model's answers, in their
 order. So these are what a checkpoint holds. A run that was cut off begins again and takes the
 answers from the file until there are no more: it ends with the same bits as an uninterrupted one,
-wherever it was cut, and what runs knows nothing of it. Evaluations are the cost of a run; the rest
-is done again in a small part of the time.
+wherever it was cut, and what runs need know nothing of it. Evaluations are the cost of a run; the
+rest is done again in a small part of the time.
+
+What runs may say, though, where one of its legs has got to (``Model.leg``). Then that is kept in
+place of the answers that led there, and the checkpoint is no larger than a few trajectories.
 
     folder/checkpoint.json    what the run depends on
-    folder/answers.bin        records: magic, length and CRC-32 of a safetensors payload, payload
+    folder/answers.bin        records of answers
+    folder/leg-N.bin          records of what the N-th leg has reached
 
 A record that a crash left half-written, or that was altered, ends the file: those before it hold.
 """
@@ -18,69 +22,47 @@ import io
 import json
 import os
 import shutil
-import struct
 import sys
 import time
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from oss_ext.files import parse_json, read_text, replacing
-from oss_ext.models.base import Model, Request
+from oss_ext.checkpoint.answers import answer_in, identity, record_of
+from oss_ext.checkpoint.base import (
+    HEADER,
+    MAGIC,
+    BrokenError,
+    CheckpointError,
+    read_record,
+    write_record,
+)
+from oss_ext.checkpoint.legs import LegTensors, read_leg, write_leg
+from oss_ext.checkpoint.manifest import MANIFEST, read_manifest, settings_of, write_manifest
+from oss_ext.models.base import Kept, Leg, Model, Request, T, There
 from oss_ext.models.evaluation import out_of_memory
 from oss_ext.models.wrapped import Wrapped
 
 if sys.platform != "win32":
     import fcntl
 
-FORMAT, FORMAT_VERSION = "oss-checkpoint", 1
-MANIFEST, ANSWERS = "checkpoint.json", "answers.bin"
-HEADER = struct.Struct("<8sQI")
-MAGIC = b"ossansw1"
+__all__ = ["ANSWERS", "HEADER", "MAGIC", "MANIFEST", "Checkpoint", "CheckpointError", "settings_of"]
+
+ANSWERS = "answers.bin"
 SYNC_SECONDS = 10.0
 """Records reach the disk at the latest so long after they were written; the process may die at
 any time, the machine loses no more than this."""
 
+LEAST_BYTES = 2**26
+"""Of answers that are worth to be replaced before a leg has ended."""
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, continued or read; the message says why."""
-
-
-def settings_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the run in ``folder`` depends on, as it was given to ``Checkpoint``.
-
-    Raises:
-        CheckpointError: there is none, or none of this version.
-    """
-    return _manifest(folder)[0]
-
-
-def _manifest(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and machine."""
-    path = Path(folder) / MANIFEST
-    try:
-        body = parse_json(read_text(path))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent}: holds no unfinished run") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    if not isinstance(body, dict) or body.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of this package")
-    version, settings = body.get("format_version"), body.get("settings")
-    machine = body.get("machine")
-    known = version == FORMAT_VERSION
-    if not (known and isinstance(settings, dict) and isinstance(machine, dict)):
-        raise CheckpointError(
-            f"{path}: a checkpoint of version {version!r}, this release reads {FORMAT_VERSION}"
-        )
-    return settings, machine
+_AFTER = "after"
+_WORDS = ("legs", "written", "answers")
+"""What a leg's file says of the run at that time: legs begun, files written, answers given."""
 
 
 class Checkpoint:
@@ -93,8 +75,8 @@ class Checkpoint:
         resume: continue the run in ``folder``.
 
     Attributes:
-        taken: answers that came from the file.
-        kept: answers in the file.
+        taken: answers that did not have to be given again, in the files or behind legs there.
+        kept: answers given so far.
         notes: what is to be said of a result of both runs: another machine, a broken file.
 
     Raises:
@@ -117,8 +99,11 @@ class Checkpoint:
         )
         self._file: io.FileIO | None = None
         self._replaying, self._synced = resume, time.monotonic()
+        # Legs that have begun, and files of them that were written: answers say after how many they
+        # were kept, so that those which a file has replaced are known.
+        self._legs, self._written = 0, 0
         if resume:
-            begun, there = _manifest(folder)
+            begun, there = read_manifest(folder)
             self._check(begun)
             self._file = self._open(os.O_RDWR)
             self.notes += [
@@ -170,7 +155,7 @@ class Checkpoint:
             return None
         assert self._file is not None
         place = self._file.tell()
-        found = self._read(place)
+        found = self._next()
         if found is not None and found[0] == request:
             self.taken, self.kept = self.taken + 1, self.kept + 1
             if found[1] is None:
@@ -184,6 +169,7 @@ class Checkpoint:
         self._replaying = False
         self._file.seek(place)
         self._file.truncate()
+        self._forget_legs(self._legs)
         return None
 
     def keep(self, request: int, answer: Tensor | None) -> None:
@@ -196,12 +182,10 @@ class Checkpoint:
         if self._file is None:
             self._begin()
         assert self._file is not None
-        answers = {} if answer is None else {"answer": answer.cpu().contiguous()}
-        payload = save(answers, {"request": f"{request:08x}"})
+        words, tensors = record_of(request, answer)
         place = self._file.tell()
         try:
-            _write(self._file, HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)))
-            _write(self._file, payload)
+            write_record(self._file, words | {_AFTER: str(self._written)}, tensors)
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 os.fsync(self._file)
                 self._synced = time.monotonic()
@@ -209,12 +193,63 @@ class Checkpoint:
             self._file.seek(place)
             self._file.truncate()
             if isinstance(error, OSError):
-                raise CheckpointError(
-                    f"{self.folder}: cannot keep an answer of {len(payload)} bytes: "
-                    f"{error.strerror}; the {self.kept} before it are kept"
-                ) from None
+                what = "an answer" if answer is None else f"an answer of {answer.nbytes} bytes"
+                raise self._no_room(what, error) from None
             raise
         self.kept += 1
+
+    def leg(self) -> Leg:
+        """The next leg of the run."""
+        self._legs += 1
+        number, begin = self._legs, self._place()
+        there: Mapping[str, LegTensors] = {}
+        try:
+            found = read_leg(self._path(number)) if self._replaying else None
+            if found is not None:
+                legs, written, kept = (int(found[0][name]) for name in _WORDS)
+                self._legs, self._written, self.taken, self.kept = legs, written, kept, kept
+                there = found[1]
+        except (BrokenError, KeyError, ValueError):
+            self.notes.append(
+                f"what was kept of part {number} of the run is broken; the part was made again"
+            )
+        return _Leg(self, number, begin, there)
+
+    def pays(self, begin: int, size: int) -> bool:
+        """Whether to write ``size`` bytes in place of the answers since ``begin``."""
+        return self._place() - begin >= max(LEAST_BYTES, size // 2)
+
+    def reached(self, number: int, begin: int, kept: Kept) -> None:
+        """Keep what leg ``number`` has reached, in place of the answers since ``begin``.
+
+        Raises:
+            CheckpointError: there is no room; what was kept before holds.
+        """
+        if self._file is None:  # nothing was asked yet
+            return
+        here = self._file.tell()
+        if self._replaying and self._next() is not None:  # it was not kept here before
+            self._file.seek(here)
+            return
+        words = dict(zip(_WORDS, map(str, (self._legs, self._written + 1, self.kept)), strict=True))
+        try:
+            write_leg(self._path(number), words, kept)
+        except OSError as error:
+            raise self._no_room(f"part {number} of the run", error) from None
+        self._written += 1
+        self._file.seek(begin)
+        self._file.truncate()
+        self._forget_legs(number)
+
+    def foreign(self, number: int) -> CheckpointError:
+        """What to say where a file is whole, but of something else."""
+        return CheckpointError(f"{self._path(number)}: not what this run keeps there; remove it")
+
+    def _place(self) -> int:
+        return 0 if self._file is None else self._file.tell()
+
+    def _path(self, leg: int) -> Path:
+        return self.folder / f"leg-{leg}.bin"
 
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -222,10 +257,8 @@ class Checkpoint:
         if (self.folder / MANIFEST).exists():
             raise CheckpointError(f"{self.folder}: another process has begun a run here")
         self._file.truncate(0)
-        body = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        body |= {"settings": self._settings, "machine": self._machine}
-        with replacing(self.folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        self._forget_legs(0)
+        write_manifest(self.folder, self._settings, self._machine)
 
     def _open(self, flags: int) -> io.FileIO:
         """The file, for this process alone, and unbuffered: what was written outlives it."""
@@ -241,6 +274,8 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.folder}: another process runs in this folder"
                 ) from None
+        for path in self.folder.glob(".leg-*"):  # that a process was writing when it was killed
+            path.unlink()
         return file
 
     def _check(self, found: Mapping[str, Any]) -> None:
@@ -252,41 +287,74 @@ class Checkpoint:
                     f"{self.folder}: {name} was {before!r} when the run began, got {now!r}"
                 )
 
-    def _read(self, place: int) -> tuple[int, Tensor | None] | None:
-        """Request and answer of the record at ``place``; None at the end, or where it is broken."""
+    def _next(self) -> tuple[int, Tensor | None] | None:
+        """Request and answer of the record that is next; None at the end of those that hold."""
         assert self._file is not None
-        left = os.fstat(self._file.fileno()).st_size - place
-        if left == 0:
-            return None
         try:
-            magic, length, checksum = HEADER.unpack(_read(self._file, min(left, HEADER.size)))
-            if magic != MAGIC or length > left - HEADER.size:
-                raise ValueError("not a record")
-            payload = _read(self._file, length)
-            if zlib.crc32(payload) != checksum:
-                raise ValueError("not a record")
-            size = struct.unpack_from("<Q", payload)[0]
-            header = parse_json(payload[8 : 8 + size].decode())
-            return int(header["__metadata__"]["request"], 16), load(bytes(payload)).get("answer")
-        except (struct.error, ValueError, KeyError, TypeError, SafetensorError):
+            record = read_record(self._file)
+            if record is None or record[0][_AFTER] != str(self._written):
+                return None  # in the second case a leg's file has taken its place
+            return answer_in(record)
+        except (BrokenError, KeyError, ValueError):
             self.notes.append(
                 f"the record after {self.taken} model calls is broken, as a crash leaves it; it "
                 "and those after it were made again"
             )
             return None
 
+    def _forget_legs(self, last: int) -> None:
+        """Remove the files of legs after ``last``, which are part of it or were never reached."""
+        for path in self.folder.glob("leg-*.bin"):
+            number = path.stem.removeprefix("leg-")
+            if number.isdecimal() and int(number) > last:
+                path.unlink()
+
+    def _no_room(self, what: str, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: cannot keep {what}: {error.strerror}; the {self.kept} model calls "
+            "before it are kept"
+        )
+
+
+class _Leg(Leg):
+    """A leg that a checkpoint keeps."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, number: int, begin: int, there: Mapping[str, LegTensors]
+    ) -> None:
+        super().__init__(there)
+        self._checkpoint, self._number, self._begin = checkpoint, number, begin
+
+    def take(self, how: Callable[[There], T]) -> T:
+        try:
+            return how(self.there)
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError):
+            raise self._checkpoint.foreign(self._number) from None
+
+    def pays(self, size: int) -> bool:
+        return self._checkpoint.pays(self._begin, size)
+
+    def reached(self, kept: Kept) -> None:
+        self._checkpoint.reached(self._number, self._begin, kept)
+
 
 class _Recorded(Wrapped):
-    """A model whose calls go through a checkpoint."""
+    """A model whose calls go through a checkpoint, but for those that gradients are wanted of."""
 
     def __init__(self, model: Model, checkpoint: Checkpoint) -> None:
         super().__init__(model)
         self._checkpoint = checkpoint
 
+    def leg(self) -> Leg:
+        return self._checkpoint.leg()
+
     def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        if any(tensor.requires_grad for request in requests for tensor in request):
+            yield from self._model.answers(requests)
+            return
         taken = 0
         for request in requests:
-            answer = self._checkpoint.answer(_identity(*request))
+            answer = self._checkpoint.answer(identity(*request))
             if answer is None:
                 break
             taken += 1
@@ -298,37 +366,8 @@ class _Recorded(Wrapped):
                 answer = next(answers)
             except (MemoryError, RuntimeError) as error:
                 if out_of_memory(error):  # fewer rows are asked for then, and will be again
-                    self._checkpoint.keep(_identity(*request), None)
+                    self._checkpoint.keep(identity(*request), None)
                 raise
             if isinstance(answer, Tensor):  # if not, whoever asked says so
-                self._checkpoint.keep(_identity(*request), answer)
+                self._checkpoint.keep(identity(*request), answer)
             yield answer
-
-
-def _write(file: io.FileIO, data: bytes) -> None:
-    """All of ``data``: the system may take a part of it at a time."""
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]
-
-
-def _read(file: io.FileIO, count: int) -> bytearray:
-    """``count`` bytes, which are there."""
-    data = bytearray(count)
-    left = memoryview(data)
-    while left:
-        taken = file.readinto(left)
-        if not taken:
-            raise ValueError(f"expected {count} bytes, the file is shorter")
-        left = left[taken:]
-    return data
-
-
-def _identity(*tensors: Tensor) -> int:
-    """CRC-32 of shapes, types and bytes."""
-    value = 0
-    for tensor in tensors:
-        value = zlib.crc32(repr((tensor.dtype, tuple(tensor.shape))).encode(), value)
-        flat = tensor.detach().cpu().contiguous().flatten()
-        value = zlib.crc32(flat.view(torch.uint8).numpy().data, value)
-    return value
