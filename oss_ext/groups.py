@@ -163,4 +163,11 @@ class Part(Wrapped):
         self.first = first
 
     def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
-        return super().answers([(x, t, sample + self.first) for x, t, sample in requests])
+        return super().answers([*map(self._of_whole, requests)])
+
+    def ahead(self, requests: Sequence[Request]) -> Sequence[Tensor] | None:
+        return super().ahead([*map(self._of_whole, requests)])
+
+    def _of_whole(self, request: Request) -> Request:
+        x, t, sample = request
+        return x, t, sample + self.first

@@ -11,7 +11,8 @@ over processes whose order could matter. What is sent is a state and a velocity 
 through PyTorch's own engine (gloo), in host memory.
 
 There is something to share where a step has several blocks: N x samples / max_batch in a dynamic
-programme, samples / max_batch in the teacher and in refinement.
+programme, samples / max_batch in the teacher. Refinement runs one student after the other; it says
+which it may run next (``ahead``), and these are run at the same time.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ from torch import Tensor, distributed
 from oss_ext import arguments
 from oss_ext.events import tell
 from oss_ext.files import parse_json
-from oss_ext.models.base import Model, Request, check_output
+from oss_ext.models.base import AHEAD_BYTES, Model, Request, check_output, hash_of
 from oss_ext.models.evaluation import Evaluator, out_of_memory
 from oss_ext.models.wrapped import Wrapped
 from oss_ext.version import __version__
 
 TOLERANCE = 1e-2
 """How far velocities of two processes may be apart, relative to their root mean square."""
+
+AHEAD_ROUNDS = 64
+"""Of calls whose velocities are kept until they are asked for, whatever memory these take."""
 
 WAIT = timedelta(days=7)
 """For the first process to ask: it may have long work of its own. One that dies is noticed at once,
@@ -124,12 +128,34 @@ class Shared(Wrapped):
         super().__init__(model)
         self._others = others
         self.at_once = 1 + len(others)
+        self._made: dict[str, Tensor] = {}  # ahead, by the hash of the call
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
         """One call alone is made here, with its gradients."""
         return self._model(x, t, sample)
 
     def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        made = [self._made.pop(hash_of(r), None) if self._made else None for r in requests]
+        rest = self._rounds([r for r, v in zip(requests, made, strict=True) if v is None])
+        for v in made:
+            yield next(rest) if v is None else v
+
+    def ahead(self, requests: Sequence[Request]) -> Sequence[Tensor] | None:
+        names = [hash_of(request) for request in requests]
+        missing = {n: r for n, r in zip(names, requests, strict=True) if n not in self._made}
+        try:
+            velocities = list(self._rounds([*missing.values()]))
+        except torch.OutOfMemoryError:  # it will be the same where they are asked for, or not
+            return None
+        self._made |= zip(missing, velocities, strict=True)
+        found = [self._made[name] for name in names]
+        one = max((v.nbytes for v in found), default=1)
+        most = max(AHEAD_BYTES // one, AHEAD_ROUNDS * self.at_once, len(found))
+        while len(self._made) > most:  # what nobody came to ask for
+            del self._made[next(iter(self._made))]
+        return found
+
+    def _rounds(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         for start in range(0, len(requests), self.at_once):
             yield from self._round(requests[start : start + self.at_once])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -40,6 +41,12 @@ class Linear(Race):
         self.reduce, self.first, self.last_row, self.trials = reduce, first, LAST_ROW, 0
         self.seen: list[Rows] = []
         self._limit = limit
+
+    def ahead(self, paths: Sequence[Rows]) -> None:
+        """Nothing is made at the same time here."""
+
+    def guess(self, paths: Iterable[Rows]) -> list[Rows]:
+        return []
 
     @property
     def nfe(self) -> int:

@@ -77,6 +77,7 @@ class Checkpoint:
     Attributes:
         taken: answers that did not have to be given again, in the files or behind legs there.
         kept: answers given so far.
+        replaying: whether answers are being taken from the file, as far as is known.
         notes: what is to be said of a result of both runs: another machine, a broken file.
 
     Raises:
@@ -98,7 +99,7 @@ class Checkpoint:
             json.loads(json.dumps(dict(given))) for given in (settings, machine or {})
         )
         self._file: io.FileIO | None = None
-        self._replaying, self._synced = resume, time.monotonic()
+        self.replaying, self._synced = resume, time.monotonic()
         # Legs that have begun, and files of them that were written: answers say after how many they
         # were kept, so that those which a file has replaced are known.
         self._legs, self._written = 0, 0
@@ -151,7 +152,7 @@ class Checkpoint:
         Raises:
             OutOfMemoryError: the model ran out of memory there.
         """
-        if not self._replaying:
+        if not self.replaying:
             return None
         assert self._file is not None
         place = self._file.tell()
@@ -166,7 +167,7 @@ class Checkpoint:
                 f"the run took another course than before after {self.taken} model calls; those "
                 "after them were made again, and the result may differ in near-ties"
             )
-        self._replaying = False
+        self.replaying = False
         self._file.seek(place)
         self._file.truncate()
         self._forget_legs(self._legs)
@@ -204,7 +205,7 @@ class Checkpoint:
         number, begin = self._legs, self._place()
         there: Mapping[str, LegTensors] = {}
         try:
-            found = read_leg(self._path(number)) if self._replaying else None
+            found = read_leg(self._path(number)) if self.replaying else None
             if found is not None:
                 legs, written, kept = (int(found[0][name]) for name in _WORDS)
                 self._legs, self._written, self.taken, self.kept = legs, written, kept, kept
@@ -228,7 +229,7 @@ class Checkpoint:
         if self._file is None:  # nothing was asked yet
             return
         here = self._file.tell()
-        if self._replaying and self._next() is not None:  # it was not kept here before
+        if self.replaying and self._next() is not None:  # it was not kept here before
             self._file.seek(here)
             return
         words = dict(zip(_WORDS, map(str, (self._legs, self._written + 1, self.kept)), strict=True))
@@ -347,6 +348,10 @@ class _Recorded(Wrapped):
 
     def leg(self) -> Leg:
         return self._checkpoint.leg()
+
+    def ahead(self, requests: Sequence[Request]) -> Sequence[Tensor] | None:
+        """Not kept: they are when they are asked for, always in the same order."""
+        return None if self._checkpoint.replaying else super().ahead(requests)
 
     def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         if any(tensor.requires_grad for request in requests for tensor in request):

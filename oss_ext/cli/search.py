@@ -197,8 +197,8 @@ def search(
     calls = math.ceil(samples / Evaluator(model, samples, max_batch).block)
     if calls < model.at_once:
         note(
-            f"{model.at_once} processes share {calls} of the model's calls at a time in teacher "
-            f"and refinement; --max-batch {max(1, samples // model.at_once)} makes them more"
+            f"{model.at_once} processes share {calls} of the model's calls at a time in the "
+            f"teacher; --max-batch {max(1, samples // model.at_once)} makes them more"
         )
     teach = functools.partial(
         make_teacher,

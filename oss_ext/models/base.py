@@ -21,6 +21,9 @@ from oss_ext.noise import FLOW, Path
 
 T = TypeVar("T")
 
+AHEAD_BYTES = 2**29
+"""Of velocities that are made before they are asked for."""
+
 Request = tuple[Tensor, Tensor, Tensor]
 """``x``, ``t`` and ``sample`` of a call."""
 
@@ -106,6 +109,13 @@ class Model(abc.ABC):
         """The velocities of several calls, in their order."""
         for request in requests:
             yield self(*request)
+
+    def ahead(self, requests: Sequence[Request]) -> Sequence[Tensor] | None:
+        """The velocities of calls that may be asked for later, made at once; None: not made.
+
+        So those who know some of what they will ask for need not wait for one call after another.
+        """
+        return None
 
     def leg(self) -> Leg:
         """Begin a leg of the run, one within or after the other, that calls ``reached`` at its end.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -131,6 +131,28 @@ class Evaluator:
         if self.first_bad:
             raise NonFiniteError(self.describe_bad())
         return out[0]
+
+    def ahead(self, asked: Sequence[tuple[Tensor, float, Tensor]]) -> list[Tensor] | None:
+        """What ``at`` will give for some of its arguments, made at the same time and not counted.
+
+        None where the model makes no calls at once, or they are not a call each.
+        """
+        requests, places = [], []
+        for x, t, samples in asked:
+            rows = torch.stack([torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x))], 1)
+            block, *more = self._blocks(rows, samples)
+            if more:
+                return None
+            times = torch.tensor([t], dtype=torch.float64)
+            place, request = self._request(block, x[None], times, samples)
+            requests.append(request)
+            places.append(place)
+        with torch.no_grad():
+            answers = self.model.ahead(requests)
+        if answers is None:
+            return None
+        return [v[place.to(v.device)].to(x)
+                for v, place, (x, _, _) in zip(answers, places, asked, strict=True)]  # fmt: skip
 
     def leg(self) -> Leg:
         """A leg of the run; what this evaluator has counted is kept, and set, with the rest."""

@@ -23,6 +23,9 @@ class Wrapped(Model):
     def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         return self._model.answers(requests)
 
+    def ahead(self, requests: Sequence[Request]) -> Sequence[Tensor] | None:
+        return self._model.ahead(requests)
+
     def leg(self) -> Leg:
         return self._model.leg()
 

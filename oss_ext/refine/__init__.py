@@ -336,6 +336,8 @@ def _refine(
     """What ``refine`` finds; ``options`` are those of its races, ``spent`` evaluations before."""
     reduce, solver = objective.reduce, next(iter(by_path.values())).solver
     runner = Runner(evaluator, trajectory, solver, keep_bytes)
+    groups = list(runner.groups(seen))
+    runner.ahead([(rows, group, orders) for rows, orders in by_path for group in groups])
     paths = sorted(
         (_Found(rows, orders, runner.values(rows, seen, reduce, orders))
          for rows, orders in by_path),

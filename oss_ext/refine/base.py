@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from oss_ext import solvers
+from oss_ext.models.base import AHEAD_BYTES
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.teacher import Trajectory
 
@@ -56,6 +57,11 @@ class Runner:
         self._group = evaluator.block  # stays, where calls come to have fewer rows
         self._keep = most_kept(self._group, trajectory, self._solver, keep_bytes)
 
+    @property
+    def at_once(self) -> int:
+        """Model calls that are made at the same time."""
+        return self._evaluator.model.at_once
+
     def groups(self, samples: Sequence[int]) -> Iterator[Tensor]:
         """``samples`` in the groups that are run at once."""
         yield from torch.tensor(list(samples)).split(self._group)
@@ -69,15 +75,52 @@ class Runner:
         # Those of a step may depend on where the path begins and ends, so they are part of what is
         # known of a prefix.
         orders = orders or self._solver.usual_orders([self.times[row] for row in rows])
-        for known in range(len(rows), 1, -1):
-            if (name, rows[:known], orders[: known - 1]) in self._known:
-                break
-        else:
-            known = 1
-        for k in range(known, len(rows)):
+        for k in range(self._first_unknown(name, rows, orders), len(rows)):
             self._step(name, rows[: k + 1], orders[:k], group)
         x = self._entry(name, rows, orders, group)[0]
         return (x - self._trajectory.final[group.to(x.device)]).flatten(1)
+
+    def ahead(self, paths: Sequence[tuple[Rows, Tensor, Orders]]) -> None:
+        """Have the model evaluated at the same time where ``paths`` will ask for it.
+
+        Args:
+            paths: rows, samples and orders, as ``residuals`` will be given them, the first ones
+                first; those that there is no memory for are left out.
+
+        Nothing is known, counted or kept afterwards that was not before. Solvers that evaluate the
+        model within a step wait for each evaluation.
+        """
+        if self.at_once == 1 or self._solver.evaluations > 1 or not paths:
+            return
+        rows, group, _ = paths[0]
+        most = AHEAD_BYTES // (len(rows) * len(group) * self._trajectory.noise[0].nbytes)
+        walks = []
+        for rows, group, orders in paths[: max(self.at_once, most)]:
+            orders = orders or self._solver.usual_orders([self.times[row] for row in rows])
+            known = self._first_unknown(int(group[0]), rows, orders)
+            walks.append((rows, group, orders, known))
+        made: dict[Any, list[Any]] = {}
+        for k in range(1, max(len(rows) for rows, *_ in walks)):
+            wanted = {}
+            for rows, group, orders, known in walks:
+                if known <= k < len(rows):
+                    key = (int(group[0]), rows[:k], orders[: k - 1])
+                    there = self._known.get(key, [self._noise(group), None, None])
+                    entry = made.setdefault(key, list(there))
+                    if entry[2] is None:
+                        wanted[key] = (entry, self.times[rows[k - 1]], group)
+            asked = [(entry[0], t, group) for entry, t, group in wanted.values()]
+            answers = self._evaluator.ahead(asked)
+            if answers is None:
+                return
+            for (entry, _, _), v in zip(wanted.values(), answers, strict=True):
+                entry[2] = v
+            for rows, group, orders, known in walks:
+                if known <= k < len(rows):
+                    x, history, v = made[int(group[0]), rows[:k], orders[: k - 1]]
+                    t, t_next = self.times[rows[k - 1]], self.times[rows[k]]
+                    moved = self._solver.step(history, x, v, t, t_next, orders[k - 1], _refuse)
+                    made[int(group[0]), rows[: k + 1], orders[:k]] = [*moved, None]
 
     def errors(self, rows: Rows, group: Tensor, orders: Orders = ()) -> Tensor:
         """Mean squared final error of the path ``rows``, ``[len(group)]`` float64."""
@@ -87,14 +130,25 @@ class Runner:
         self, rows: Rows, samples: Sequence[int], reduce: str, orders: Orders = ()
     ) -> Tensor:
         """What a search averages and minimises for ``rows``, of every one of ``samples``."""
-        errors = [self.errors(rows, group, orders) for group in self.groups(samples)]
+        groups = list(self.groups(samples))
+        self.ahead([(rows, group, orders) for group in groups])
+        errors = [self.errors(rows, group, orders) for group in groups]
         return _value(torch.cat(errors), reduce)
+
+    def _first_unknown(self, name: int, rows: Rows, orders: Orders) -> int:
+        """How many of ``rows`` are the longest prefix that is known."""
+        for known in range(len(rows), 1, -1):
+            if (name, rows[:known], orders[: known - 1]) in self._known:
+                return known
+        return 1
+
+    def _noise(self, group: Tensor) -> Tensor:
+        return self._trajectory.noise[group.to(self._trajectory.noise.device)]
 
     def _entry(self, name: int, prefix: Rows, orders: Orders, group: Tensor) -> list[Any]:
         key = (name, prefix, orders)
         if key not in self._known:  # a start: the noise as it is, whatever the first row
-            self._known[key] = [self._trajectory.noise[group.to(self._trajectory.noise.device)],
-                                None, None]  # fmt: skip
+            self._known[key] = [self._noise(group), None, None]
         self._known.move_to_end(key)
         return self._known[key]
 
@@ -155,6 +209,20 @@ class Race:
         """Whether evaluations are left."""
         return self.nfe < self._limit
 
+    def ahead(self, paths: Sequence[Rows]) -> None:
+        """These will be run on the front."""
+        runs = [(rows, group, self.orders) for rows in paths for group in self.front]
+        self._runner.ahead(runs)
+
+    def guess(self, paths: Iterable[Rows]) -> list[Rows]:
+        """As many of ``paths`` as can be run at the same time; each only if those before fail."""
+        runs = [(rows, group, self.orders) for rows in paths for group in self._groups]
+        at_once = self._runner.at_once
+        whole = at_once - at_once % len(self._groups)  # a part of a path is waited for again
+        runs = runs[: whole or max(at_once, len(self.front))]
+        self._runner.ahead(runs)
+        return [rows for rows, group, _ in runs if group is self._groups[0]]
+
     def residuals(self, rows: Rows) -> Tensor:
         """Final residuals of ``rows`` on the front, ``[n, D]``."""
         return torch.cat([self._runner.residuals(rows, group, self.orders) for group in self.front])
@@ -167,8 +235,11 @@ class Race:
         """The score of ``rows`` if it is below ``score`` in the mean, else None, early."""
         self.trials += 1
         values: list[Tensor] = []
-        seen = 0
-        for group in self._groups:
+        seen, together = 0, max(len(self.front), self._runner.at_once)
+        for place, group in enumerate(self._groups):
+            if place % together == 0:
+                next_ones = self._groups[place : place + together]
+                self._runner.ahead([(rows, each, self.orders) for each in next_ones])
             values.append(self._values(rows, group))
             seen += len(group)
             difference = torch.cat(values) - score[:seen]
@@ -194,6 +265,10 @@ def fine_times(trajectory: Trajectory, fineness: int) -> list[float]:
     between = times[:-1, None] + shares * times.diff()[:, None]
     between[:, 0] = times[:-1]
     return [*between.flatten().tolist(), float(times[-1])]
+
+
+def _refuse(x: Tensor, t: float) -> Tensor:
+    raise AssertionError("a multistep solver evaluates nothing within a step")
 
 
 def _value(errors: Tensor, reduce: str) -> Tensor:

@@ -37,11 +37,13 @@ def gauss_newton(race: Race, rows: Rows, score: Tensor) -> tuple[Rows, Tensor]:
     secants = torch.zeros(*start.shape, len(knots), dtype=start.dtype, device=start.device)
     front = score[: len(start)].mean()
     best_probe, best_change = rows, 0.0
+    probes = []
     for column, k in reversed(list(enumerate(knots))):  # the last ones cost least
         step = _secant_step(rows, k, race.last_row)
-        if step == 0:
-            continue
-        probe = (*rows[:k], rows[k] + step, *rows[k + 1 :])
+        if step:
+            probes.append((column, step, (*rows[:k], rows[k] + step, *rows[k + 1 :])))
+    race.ahead([probe for _, _, probe in probes])
+    for column, step, probe in probes:
         secants[..., column] = (race.residuals(probe) - start) / step
         change = float(race.values(probe).mean() - front)
         if change < best_change:
