@@ -8,6 +8,7 @@ a part of every state with a model that costs nothing.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import statistics
@@ -29,6 +30,7 @@ from oss_ext.models.wrapped import Wrapped
 from oss_ext.plan import Plan
 from oss_ext.scratch import Held
 from oss_ext.teacher import Trajectory
+from oss_ext.words import size, span
 
 T = TypeVar("T")
 
@@ -133,7 +135,7 @@ class Estimate:
         needs = [(place, needed, self._free(place)) for place, needed in self.memory.items()]
         needs += [(folder, needed, _free_disk(folder)) for folder, needed in self.files.items()]
         return [
-            f"does not fit: {place} needs {_size(needed)}, {_size(free)} free"
+            f"does not fit: {place} needs {size(needed)}, {size(free)} free"
             for place, needed, free in needs
             if free is not None and needed > free
         ]
@@ -146,15 +148,15 @@ class Estimate:
         ]
         for place, needed in self.memory.items():
             free = self._free(place)
-            lines.append(f"memory, {place}: {_size(needed)}" + _of_free(free))
+            lines.append(f"memory, {place}: {size(needed)}" + _of_free(free))
         lines.append(f"  at its peak, the {self.peak.name}: {_parts(self.peak.held)}")
         for folder, needed in self.files.items():
-            lines.append(f"disk, {folder}: {_size(needed)}" + _of_free(_free_disk(folder)))
-        times = ", ".join(f"{_span(stage.seconds)} {stage.name}" for stage in self.stages)
+            lines.append(f"disk, {folder}: {size(needed)}" + _of_free(_free_disk(folder)))
+        times = ", ".join(f"{span(stage.seconds)} {stage.name}" for stage in self.stages)
         lines += [
-            f"time: about {_span(self.seconds)} ({times})",
-            f"  from a probe of {_span(self.probed)}: a call of {self.block} rows takes "
-            f"{_span(self.call)}",
+            f"time: about {span(self.seconds)} ({times})",
+            f"  from a probe of {span(self.probed)}: a call of {self.block} rows takes "
+            f"{span(self.call)}",
         ]
         return "\n".join([*lines, *self.shortages()])
 
@@ -178,9 +180,10 @@ def estimate(
 ) -> Estimate:
     """What the search that ``planned`` describes will take.
 
-    What a metric's own network takes, and what refinement does beside evaluations, is not in the
-    time. What the system's allocator keeps of freed memory is not in the memory: glibc's keeps
-    blocks of less than 32 MiB, unless it is told otherwise (MALLOC_MMAP_THRESHOLD_=65536).
+    What a metric's own network takes, what refinement does beside evaluations, and what is sent to
+    other processes, is not in the time. What the system's allocator keeps of freed memory is not in
+    the memory: glibc's keeps blocks of less than 32 MiB, unless it is told otherwise
+    (MALLOC_MMAP_THRESHOLD_=65536).
 
     Args:
         model: the model; it is called a few times.
@@ -200,32 +203,47 @@ def estimate(
     call, there = probe.seconds, trajectory.held()
     stages: list[Stage] = []
 
-    def add(name: str, nfe: int, held: Sequence[Held], each: float, evaluator: Evaluator) -> None:
+    def add(
+        name: str,
+        nfe: int,
+        held: Sequence[Held],
+        each: float,
+        rest: float,
+        evaluator: Evaluator,
+        asked: int,
+    ) -> None:
+        """``each`` evaluation takes so long and ``rest`` besides, ``asked`` for together."""
         (calling,) = evaluator.held(trajectory.states.dtype)
         calling = replace(calling, bytes=max(calling.bytes, probe.within))
-        stages.append(Stage(name, nfe, (*there, *held, calling), nfe * samples * each))
+        calls = math.ceil(asked / evaluator.block)
+        shared = math.ceil(calls / model.at_once) / calls
+        seconds = nfe * samples * (each * shared + rest)
+        stages.append(Stage(name, nfe, (*there, *held, calling), seconds))
 
     if trajectory.outline:
         # The state, its velocity, the state that follows and what a solver remembers.
         moving = [Held("step", 4 * trajectory.noise.nbytes)]
-        add("teacher", trajectory.nfe, moving, probe.seconds / probe.rows, whole)
+        each = probe.seconds / probe.rows
+        add("teacher", trajectory.nfe, moving, each, 0.0, whole, samples)
     table = Evaluator(model, seen.samples, max_batch)
     options: dict[str, Any] = {"reduce": reduce, "solver": solver, "metric": metric}
     options |= {"velocity_bytes": velocity_bytes}
     if planned.table or planned.coarse:
         each = probe.model / min(probe.rows, seen.samples)
-        each += _op_seconds(model, seen, most, max_batch, width, start, options)
+        rest = _op_seconds(model, seen, most, max_batch, width, start, options)
     if planned.table:
         held = (
             dp.held(table, seen, most, **options)
             if width == 1
             else beam.held(seen, most, width=width, reduce=reduce, start=start)
         )
-        add("dynamic programme", planned.table, held, each, table)
+        asked = trajectory.steps * seen.samples
+        add("dynamic programme", planned.table, held, each, rest, table, asked)
     if planned.coarse:
         part = seen.first(planned.coarse_samples)
         held = coarse.held(table, part, budgets, stride=planned.stride, **options)
-        add("from coarse to fine", planned.coarse, held, each, table)
+        asked = math.ceil(trajectory.steps / planned.stride) * part.samples
+        add("from coarse to fine", planned.coarse, held, each, rest, table, asked)
     if planned.refine:
         runs = functools.partial(
             refine.evaluator_of, samples=samples, seen=seen.samples, max_batch=max_batch
@@ -234,7 +252,8 @@ def estimate(
         for steps, nfe in planned.refine.items():
             held = refine.held(runs(model), trajectory, steps, seen.samples, solver, nfe)
             each = probe.seconds / min(probe.rows, seen.samples)
-            add(f"refinement of {steps} steps", nfe, held, each, runs(model))
+            name = f"refinement of {steps} steps"
+            add(name, nfe, held, each, 0.0, runs(model), seen.samples)
     return Estimate(
         samples=samples,
         stages=tuple(stages),
@@ -360,27 +379,10 @@ def _free_disk(folder: str) -> int:
     return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
 
 
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB" if count < 1000 else f"{count:.0f} GiB"
-
-
 def _of_free(free: int | None) -> str:
-    return "" if free is None else f" of {_size(free)} free"
+    return "" if free is None else f" of {size(free)} free"
 
 
 def _parts(held: Sequence[Held]) -> str:
     there = sorted((h for h in held if h.folder is None and h.bytes), key=lambda h: -h.bytes)
-    return ", ".join(f"{h.what} {_size(h.bytes)}" for h in there)
-
-
-def _span(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.3g} h"
+    return ", ".join(f"{h.what} {size(h.bytes)}" for h in there)

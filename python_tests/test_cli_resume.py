@@ -272,4 +272,4 @@ def test_a_disk_without_room_is_told_beforehand(oss: Oss, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     outcome = oss("search", *TINY, "--steps=2", "--out=run")
     assert outcome.code == 0
-    assert outcome.err.startswith("note: no checkpoint: the answers take up to 0.0 GiB, and ")
+    assert outcome.err.startswith("note: no checkpoint: the answers take up to 3.75 KiB, and ")

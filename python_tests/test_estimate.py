@@ -24,6 +24,7 @@ from driver_cases import (
 from oss_ext import estimate
 from oss_ext.models import from_callable
 from oss_ext.models.evaluation import NonFiniteError
+from oss_ext.models.wrapped import Wrapped
 
 BENCH = Path(__file__).parents[1] / "bench" / "bench_estimate.py"
 STEPS, SAMPLES = 12, 8
@@ -226,3 +227,30 @@ def test_bad_options_are_refused_as_by_a_search(oss: Oss, arguments: list[str]) 
 def test_a_dry_run_is_not_resumed(oss: Oss) -> None:
     assert_misused(oss("plan", *PLAN, "--steps=2", "--resume=run"), "No such option")
     assert_fails(oss("plan", "--model=none"), "none")
+
+
+@pytest.mark.parametrize("processes", [2, 3, 100])
+def test_processes_share_what_is_asked_for_together(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a call of a second and steps that take none."""
+    model = random_network(1, torch.float32)
+    one = estimate._Probe(rows=2, seconds=1.0, model=1.0, within=0)
+    monkeypatch.setattr(estimate, "_probe", lambda *arguments: one)
+    monkeypatch.setattr(estimate, "_op_seconds", lambda *arguments: 0.0)
+
+    def stages(at_once: int) -> dict[str, float]:
+        shared = Wrapped(model)
+        shared.at_once = at_once
+        outline = oss.teacher(shared, model.noise(10), STEPS, max_batch=2, dry_run=True)
+        options: dict[str, Any] = {"quality": "best", "max_batch": 2, "dry_run": True}
+        said = oss.search(shared, outline, 3, **options)
+        return {stage.name: stage.seconds for stage in said.stages}
+
+    alone, together = stages(1), stages(processes)
+    assert alone["teacher"] == STEPS * 5
+    assert together["teacher"] == pytest.approx(STEPS * {2: 3, 3: 2, 100: 1}[processes])
+    share = together["dynamic programme"] / alone["dynamic programme"]
+    assert 1 / processes <= share < 1.05 / min(processes, STEPS * 4)
+    share = together["refinement of 3 steps"] / alone["refinement of 3 steps"]
+    assert share == pytest.approx({2: 1 / 2, 3: 1 / 2, 100: 1 / 4}[processes])

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from oss_ext import words
 from oss_ext.checkpoint import Checkpoint, settings_of
 from oss_ext.cli.base import ARGUMENTS, note
 from oss_ext.machine import configuration
@@ -85,8 +86,8 @@ def resumable(
     free = shutil.disk_usage(existing).free
     if size > free and not resume:
         note(
-            f"no checkpoint: the answers take up to {size / 2**30:.1f} GiB, and {existing} has "
-            f"{free / 2**30:.1f} GiB left"
+            f"no checkpoint: the answers take up to {words.size(size)}, and {existing} has "
+            f"{words.size(free)} left"
         )
         yield model, []
         return
