@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,29 @@ def test_a_comparison_goes_on_with_the_schedules_that_it_began_with(
     assert "run/checkpoint: schedules was ['" in outcome.err
 
 
+@pytest.mark.parametrize("last", [5, 30])
+def test_a_search_goes_on_without_a_folder_that_is_gone(
+    last: int, oss: Oss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removed, or on a disk that was; nothing could go on from what it was."""
+    assert oss("search", *TINY, "--steps=2", "--out=whole").code == 0
+    original, calls = GaussianMixture.__call__, [0]
+
+    def removing(self: object, *args: object) -> object:
+        calls[0] += 1
+        if calls[0] == last:
+            shutil.rmtree("run/checkpoint")
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GaussianMixture, "__call__", removing)
+    outcome = oss("search", *TINY, "--steps=2", "--out=run")
+    assert calls[0] > last
+    assert (outcome.code, outcome.err) == (
+        0, "note: run/checkpoint is gone: nothing is kept from here on\n"
+    )  # fmt: skip
+    assert Schedule.load("run/analytic-2.json") == Schedule.load("whole/analytic-2.json")
+
+
 def test_options_beside_resume_are_refused(oss: Oss, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(oss, monkeypatch)
     outcome = oss("search", "--resume=run", "--steps=3")
@@ -266,8 +290,6 @@ def test_no_checkpoint_leaves_none(oss: Oss) -> None:
 
 
 def test_a_disk_without_room_is_told_beforehand(oss: Oss, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     outcome = oss("search", *TINY, "--steps=2", "--out=run")

@@ -42,7 +42,8 @@ from oss_ext.checkpoint.base import (
     write_record,
 )
 from oss_ext.checkpoint.legs import LegTensors, read_leg, write_leg
-from oss_ext.checkpoint.manifest import MANIFEST, read_manifest, settings_of, write_manifest
+from oss_ext.checkpoint.manifest import MANIFEST, resumed_machine, settings_of, write_manifest
+from oss_ext.events import tell
 from oss_ext.models.base import Kept, Leg, Model, Request, T, There
 from oss_ext.models.evaluation import out_of_memory
 from oss_ext.models.wrapped import Wrapped
@@ -103,9 +104,9 @@ class Checkpoint:
         # Legs that have begun, and files of them that were written: answers say after how many they
         # were kept, so that those which a file has replaced are known.
         self._legs, self._written = 0, 0
+        self._gone = False
         if resume:
-            begun, there = read_manifest(folder)
-            self._check(begun)
+            there = resumed_machine(folder, self._settings)
             self._file = self._open(os.O_RDWR)
             self.notes += [
                 f"{name} was {there.get(name)!r:.100} when the run began, and is {now!r:.100}: the "
@@ -113,7 +114,7 @@ class Checkpoint:
                 for name, now in self._machine.items()
                 if now != there.get(name)
             ]
-        elif (self.folder / MANIFEST).exists():
+        elif self.is_there():
             raise CheckpointError(
                 f"{self.folder}: holds an unfinished run; resume it, or remove that folder"
             )
@@ -136,15 +137,23 @@ class Checkpoint:
     def close(self) -> None:
         """Everything on disk, and the folder free for another process."""
         if self._file is not None:
-            os.fsync(self._file)
+            try:
+                os.fsync(self._file)
+            except OSError:
+                if self.is_there():
+                    raise
             self._file.close()
             self._file = None
+
+    def is_there(self) -> bool:
+        """Whether a run can go on from the folder."""
+        return os.path.exists(self.folder / MANIFEST)  # also False where the disk is gone
 
     def remove(self) -> None:
         """What a run that has ended does."""
         if self._file is not None:
             self.close()
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=self._gone)
 
     def answer(self, request: int) -> Tensor | None:
         """The next answer of the file, if it was given to ``request``; None if there is none.
@@ -180,6 +189,8 @@ class Checkpoint:
             CheckpointError: there is no room, or another process has the folder; what was kept
                 before holds.
         """
+        if self._gone:
+            return
         if self._file is None:
             self._begin()
         assert self._file is not None
@@ -191,6 +202,8 @@ class Checkpoint:
                 os.fsync(self._file)
                 self._synced = time.monotonic()
         except BaseException as error:
+            if isinstance(error, OSError) and self._is_gone():
+                return
             self._file.seek(place)
             self._file.truncate()
             if isinstance(error, OSError):
@@ -226,7 +239,7 @@ class Checkpoint:
         Raises:
             CheckpointError: there is no room; what was kept before holds.
         """
-        if self._file is None:  # nothing was asked yet
+        if self._file is None or self._gone:  # in the first case nothing was asked yet
             return
         here = self._file.tell()
         if self.replaying and self._next() is not None:  # it was not kept here before
@@ -236,6 +249,8 @@ class Checkpoint:
         try:
             write_leg(self._path(number), words, kept)
         except OSError as error:
+            if self._is_gone():
+                return
             raise self._no_room(f"part {number} of the run", error) from None
         self._written += 1
         self._file.seek(begin)
@@ -255,7 +270,7 @@ class Checkpoint:
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = self._open(os.O_RDWR | os.O_CREAT)
-        if (self.folder / MANIFEST).exists():
+        if self.is_there():
             raise CheckpointError(f"{self.folder}: another process has begun a run here")
         self._file.truncate(0)
         self._forget_legs(0)
@@ -279,15 +294,6 @@ class Checkpoint:
             path.unlink()
         return file
 
-    def _check(self, found: Mapping[str, Any]) -> None:
-        """``CheckpointError`` names the first setting that is another."""
-        for name in [*self._settings, *found]:
-            before, now = found.get(name), self._settings.get(name)
-            if before != now:
-                raise CheckpointError(
-                    f"{self.folder}: {name} was {before!r} when the run began, got {now!r}"
-                )
-
     def _next(self) -> tuple[int, Tensor | None] | None:
         """Request and answer of the record that is next; None at the end of those that hold."""
         assert self._file is not None
@@ -309,6 +315,15 @@ class Checkpoint:
             number = path.stem.removeprefix("leg-")
             if number.isdecimal() and int(number) > last:
                 path.unlink()
+
+    def _is_gone(self) -> bool:
+        """Whether there is nothing any more that could be gone on from; then the run goes on."""
+        if not self.is_there():
+            text = f"{self.folder} is gone: nothing is kept from here on"
+            self.notes.append(text)
+            tell("note", text=text)
+            self._gone, self.replaying = True, False
+        return self._gone
 
     def _no_room(self, what: str, error: OSError) -> CheckpointError:
         return CheckpointError(

@@ -21,10 +21,26 @@ def settings_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or none of this version.
     """
-    return read_manifest(folder)[0]
+    return _read(folder)[0]
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def resumed_machine(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run in ``folder`` was begun on.
+
+    Raises:
+        CheckpointError: there is none, or one of other settings, of which it names the first.
+    """
+    found, machine = _read(folder)
+    for name in [*settings, *found]:
+        before, now = found.get(name), settings.get(name)
+        if before != now:
+            raise CheckpointError(
+                f"{os.fspath(folder)}: {name} was {before!r} when the run began, got {now!r}"
+            )
+    return machine
+
+
+def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and machine."""
     path = Path(folder) / MANIFEST
     try:

@@ -105,7 +105,7 @@ def resumable(
         try:
             yield checkpoint.recorded(model), checkpoint.notes
         except BaseException:
-            if checkpoint.kept or resume:
+            if checkpoint.is_there():
                 click.echo(f"what the model answered is kept: `{again}` goes on", err=True)
             raise
         if resume:
