@@ -189,7 +189,7 @@ def beam(
     live = dp.first_sources(trajectory, reduce, start)[None]
     leg = evaluator.leg()
     if leg.there:
-        return leg.take(functools.partial(_there, reduce))
+        return leg.take(functools.partial(_there, reduce, live[0]))
     costs, sources, slots = [], [], []
     for k in range(1, steps + 1):
         velocity = teacher.new_empty(state.shape)
@@ -221,8 +221,18 @@ def beam(
     return Beam(reduce=reduce, cost=tuple(costs), source=tuple(sources), slot=tuple(slots))
 
 
-def _there(reduce: str, kept: There) -> Beam:
-    return Beam(reduce, *(tuple(kept[name]) for name in ("cost", "source", "slot")))
+def _there(reduce: str, live: Tensor, kept: There) -> Beam:
+    """A beam over rows and samples like those of ``live`` ``[N+1, B]``."""
+    beam = Beam(reduce, *(tuple(kept[name]) for name in ("cost", "source", "slot")))
+    columns = live.shape[1] if reduce == "none" else 1
+    before = 1  # slots
+    for cost, source, slot in zip(beam.cost, beam.source, beam.slot, strict=True):
+        paths = (len(cost), len(live), columns)
+        right = cost.shape[1:] == live.shape and source.shape == slot.shape == paths
+        if not (right and int(slot.max()) < before and int(source.max()) < len(live)):
+            raise ValueError(f"expected slots of {tuple(live.shape)}, got {tuple(cost.shape)}")
+        before = len(cost)
+    return beam
 
 
 def _select(cost: Tensor, width: int, reduce: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from oss_ext import arguments, dp
 from oss_ext.estimate import Estimate
-from oss_ext.models.base import Model, Request
+from oss_ext.models.base import Model, Request, There
 from oss_ext.models.evaluation import NonFiniteError
 from oss_ext.models.wrapped import Wrapped
 from oss_ext.progress import progress_bar
@@ -77,13 +78,15 @@ def search_groups(
     arguments.one_of("scope", options.pop("scope", "instance"), ("instance",))
     begin, samples = time.perf_counter(), len(noise)
     first: SearchResult | None = None
-    tables, nfe, seconds, peak = [], 0, 0.0, 0
+    tables: list[dp.Table] = []
+    nfe, seconds, peak = 0, 0.0, 0
     with progress_bar("samples", samples, progress, unit="sample") as bar:
         for part, states in in_groups(model, noise, group):
             leg = part.leg()
             if leg.there:
                 taken, taught = leg.take(lambda there: map(float, there["figures"]))
-                tables.append(leg.take(dp.Table.there))
+                known = functools.partial(_table, tables[0], len(states))
+                tables.append(leg.take(known))
                 nfe, seconds = max(nfe, int(taken)), seconds + taught
                 bar.update(len(states))
                 continue
@@ -143,6 +146,11 @@ def estimate_groups(
         replace(s, held=(*s.held, *first, rest), seconds=times * s.seconds) for s in found.stages
     )
     return replace(found, samples=len(noise), stages=stages, table=int(times * found.table))
+
+
+def _table(first: dp.Table, samples: int, kept: There) -> dp.Table:
+    """That of a group of so many samples, beside the first group's."""
+    return dp.Table.there(kept, (first.steps, first.cost.shape[1], samples), joint=False)
 
 
 def _joined(tables: Sequence[dp.Table]) -> dp.Table:

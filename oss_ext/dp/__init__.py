@@ -115,7 +115,8 @@ def run(
     onward = torch.cat([allowed[1:], torch.zeros_like(allowed[:1])])
     used = solvers.get(solver)
     leg = evaluator.leg()
-    before = leg.take(Table.there) if leg.there else None
+    shape, joint = (steps, len(live), trajectory.samples), reduce != "none"
+    before = leg.take(lambda there: Table.there(there, shape, joint)) if leg.there else None
     if before is not None and before.steps == steps:
         return before
     mover: EulerSteps | OrderSteps | StageSteps

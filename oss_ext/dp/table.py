@@ -40,10 +40,23 @@ class Table:
         return {"cost": self.cost, "parent": self.parent, **orders}
 
     @classmethod
-    def there(cls, kept: There) -> Table:
-        """That which ``kept`` was called of."""
+    def there(cls, kept: There, shape: tuple[int, int, int], joint: bool) -> Table:
+        """That which ``kept`` was called of.
+
+        Raises:
+            ValueError: it is not of ``shape`` [M at most, N+1, B], or of another kind of search.
+        """
         order = torch.stack([*kept["order"]]) if "order" in kept else None
-        return cls(torch.stack([*kept["cost"]]), torch.stack([*kept["parent"]]), order)
+        table = cls(torch.stack([*kept["cost"]]), torch.stack([*kept["parent"]]), order)
+        steps, rows, samples = shape
+        paths = (table.steps, rows, 1 if joint else samples)
+        given = [table.parent] + [order] * (order is not None)
+        right = table.cost.shape == (table.steps, rows, samples) and table.steps <= steps
+        if not right or not all(x.shape == paths and x.dtype == torch.int64 for x in given):
+            raise ValueError(f"expected a table of shape {shape}, got {tuple(table.cost.shape)}")
+        if not bool(((table.parent >= -1) & (table.parent < rows)).all()):
+            raise ValueError(f"expected parents below {rows}")
+        return table
 
     def backtrack(self, steps: int, sample: int = 0) -> tuple[int, ...]:
         """Teacher rows of the best path of exactly ``steps`` steps, descending to 0.

@@ -167,6 +167,8 @@ class Evaluator:
     def go_on(self, there: There) -> None:
         """From what ``counted`` said."""
         nfe, block = map(int, there[_COUNTS])
+        if nfe < self.nfe or block < 1:
+            raise ValueError(f"expected evaluations and rows of a call, got {nfe} and {block}")
         if block < self.block:
             self._take_fewer(block)
         self.first_bad = {int(sample): float(t) for sample, t in there[_BAD]}
