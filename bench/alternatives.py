@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 

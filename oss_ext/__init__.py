@@ -22,7 +22,8 @@ from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule, ScheduleError
 from oss_ext.search import search
 from oss_ext.sharing import ProcessError, sharing
-from oss_ext.teacher import Trajectory, teacher
+from oss_ext.teacher import teacher
+from oss_ext.trajectory import Trajectory
 from oss_ext.verify import verify
 from oss_ext.version import __version__
 

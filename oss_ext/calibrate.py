@@ -10,7 +10,7 @@ import torch
 from oss_ext import arguments
 from oss_ext.amplitude import LEVELS, Amplitude, check_levels, quantiles
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 @arguments.takes(schedule=Schedule)

@@ -26,7 +26,7 @@ from oss_ext.metrics import XT, Metric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.schedule import STARTS
 from oss_ext.scratch import Held
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 def evaluations(

@@ -19,7 +19,7 @@ from oss_ext.plan import QUALITIES, check_budgets
 from oss_ext.runs import Contender
 from oss_ext.schedule import Schedule
 from oss_ext.search import search
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 METHODS = (*BASELINES, *QUALITIES)
 """Everything that can be compared: baselines, then the qualities of a search."""

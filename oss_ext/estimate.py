@@ -29,7 +29,7 @@ from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.wrapped import Wrapped
 from oss_ext.plan import Plan
 from oss_ext.scratch import Held
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 from oss_ext.words import size, span
 
 T = TypeVar("T")

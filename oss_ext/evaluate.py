@@ -32,7 +32,7 @@ from oss_ext.statistics import (
     statistics_of,
     worst_count,
 )
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 WIDTH = 80
 AMPLITUDE = " amplitude"

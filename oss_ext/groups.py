@@ -20,7 +20,8 @@ from oss_ext.progress import progress_bar
 from oss_ext.result import SearchResult
 from oss_ext.scratch import Held
 from oss_ext.search import search
-from oss_ext.teacher import Trajectory, teacher
+from oss_ext.teacher import teacher
+from oss_ext.trajectory import Trajectory
 
 GROUP = 16
 """Samples at a time, unless it is said."""

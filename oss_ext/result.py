@@ -10,7 +10,7 @@ from oss_ext import arguments, dp, solvers
 from oss_ext.plan import Plan
 from oss_ext.refine import Refinement
 from oss_ext.schedule import Objective, Schedule, aggregate_indices
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 @dataclass(frozen=True, eq=False)

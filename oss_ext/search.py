@@ -23,7 +23,7 @@ from oss_ext.progress import progress_bar
 from oss_ext.refine import refine
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Objective, Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 STARTS = {
     "fast": ("uniform",),

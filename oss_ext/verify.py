@@ -19,7 +19,8 @@ from oss_ext.models.base import Model
 from oss_ext.noise import GRIDS
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory, teacher
+from oss_ext.teacher import teacher
+from oss_ext.trajectory import Trajectory
 
 MOST_SAMPLES = 1024
 """That are drawn for a claim unless more are asked for: a file may name any number."""

@@ -18,9 +18,10 @@ PACKAGE = "oss_ext"
 # From the ground up. A module may import from floors below its own, not from its neighbours.
 FLOORS = (
     ("version", "arguments", "files", "scratch", "events", "words"),
-    ("progress", "noise", "ops", "statistics", "amplitude"),
+    ("arrays", "progress", "noise", "ops", "statistics", "amplitude"),
     ("schedule", "metrics", "solvers", "hosts", "machine"),
     ("models", "export", "presets"),
+    ("trajectory",),
     ("teacher", "sampling", "checkpoint", "sharing"),
     ("dp", "calibrate"),
     ("refine", "evaluate", "coarse", "beam", "verify"),

@@ -15,7 +15,7 @@ from oss_ext.refine import descend
 from oss_ext.refine.base import Race, Rows, Runner, fine_times
 from oss_ext.refine.newton import gauss_newton
 from oss_ext.refine.sweep import sweep
-from oss_ext.teacher import in_order
+from oss_ext.trajectory import in_order
 
 LAST_ROW, KNOTS, SAMPLES, SIZE = 1000, 5, 6, 40
 

@@ -9,7 +9,7 @@ from oss_ext import arguments, presets
 from oss_ext.baselines.base import Baseline, schedule_through
 from oss_ext.noise import VEPath
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 def ays(trajectory: Trajectory, steps: int, preset: str | None = None) -> Schedule:

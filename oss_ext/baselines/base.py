@@ -16,7 +16,7 @@ from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.noise import VEPath
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 SNAP = 1e-9
 """How near a row of the teacher's grid a time is that row: further apart than roundings are."""

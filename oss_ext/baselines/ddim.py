@@ -8,7 +8,7 @@ from oss_ext import arguments
 from oss_ext.baselines.base import Baseline, UnableError, even_rows, schedule_through
 from oss_ext.noise import VPPath, ddim_timesteps
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 OFFSET = 1  # of Stable Diffusion's leading timesteps
 

@@ -8,7 +8,7 @@ from oss_ext import arguments
 from oss_ext.baselines.base import Baseline, schedule_through
 from oss_ext.noise import shifted
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 def flow_shift(trajectory: Trajectory, steps: int, shift: float = 3.0) -> Schedule:

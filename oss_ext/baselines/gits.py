@@ -20,7 +20,7 @@ from oss_ext import arguments
 from oss_ext.baselines.base import Baseline, Calibration
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 COEFFICIENT = 1.15
 """The published default: later steps weigh more."""

@@ -7,7 +7,7 @@ import torch
 from oss_ext import arguments
 from oss_ext.baselines.base import EDM, Baseline, levels, schedule_through
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 def karras(trajectory: Trajectory, steps: int, rho: float = 7.0) -> Schedule:

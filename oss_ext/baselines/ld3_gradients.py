@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oss_ext.baselines.base import UnableError
 from oss_ext.models.base import Model
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 AGREEMENT = 0.05
 """How far a derivative and a difference may be apart, relative to the length of the gradient."""

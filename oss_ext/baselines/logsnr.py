@@ -5,7 +5,7 @@ from __future__ import annotations
 from oss_ext import arguments
 from oss_ext.baselines.base import Baseline, even_lambdas, schedule_through
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 def logsnr(trajectory: Trajectory, steps: int) -> Schedule:

@@ -7,7 +7,7 @@ import torch
 from oss_ext import arguments
 from oss_ext.baselines.base import Baseline, model_times_at, schedule_through
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 def time_uniform(trajectory: Trajectory, steps: int) -> Schedule:

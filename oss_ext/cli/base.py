@@ -24,7 +24,7 @@ from oss_ext.report import is_image, is_picture_file
 from oss_ext.runs import Contender, Run
 from oss_ext.schedule import Schedule
 from oss_ext.sharing import choose_device, sharing
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 PRESET = "preset:"
 DEFAULT_MODEL = "digits"

@@ -37,8 +37,8 @@ from oss_ext.plan import QUALITIES, check_budgets, plan
 from oss_ext.report import plot_samples
 from oss_ext.runs import Contender
 from oss_ext.schedule import Schedule
-from oss_ext.teacher import Trajectory
 from oss_ext.teacher import teacher as make_teacher
+from oss_ext.trajectory import Trajectory
 
 REFERENCE = "uniform"
 """Whom paired differences are from, and what stands beside schedules from files."""

@@ -47,8 +47,8 @@ from oss_ext.schedule import AGGREGATES, SCOPES, STARTS, Schedule
 from oss_ext.scratch import Held
 from oss_ext.search import make_objective
 from oss_ext.search import search as search_schedules
-from oss_ext.teacher import Trajectory
 from oss_ext.teacher import teacher as make_teacher
+from oss_ext.trajectory import Trajectory
 
 
 @click.command(cls=Resumable)

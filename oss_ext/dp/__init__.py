@@ -44,7 +44,7 @@ from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.sampling import student_states
 from oss_ext.scratch import Held
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 __all__ = [
     "FEW", "VELOCITY_BYTES", "Table", "check_metric", "check_reached", "evaluations",

@@ -10,7 +10,7 @@ from oss_ext.dp.table import fill_rows, of_costs
 from oss_ext.models.base import Kept, There
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 class EulerSteps:

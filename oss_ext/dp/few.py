@@ -22,7 +22,7 @@ from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.hidden import Hidden
 from oss_ext.ops.reference import objective
 from oss_ext.scratch import Held
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 @dataclass(frozen=True, eq=False)

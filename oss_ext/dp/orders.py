@@ -25,7 +25,7 @@ from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
 from oss_ext.solvers import Multistep
 from oss_ext.solvers.base import OUTPUTS, combine
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 COEFFICIENTS = 3
 """Times the memory of a chunk's coefficients that making them takes, about."""

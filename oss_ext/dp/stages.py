@@ -20,7 +20,7 @@ from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
 from oss_ext.solvers import Singlestep
 from oss_ext.solvers.base import OUTPUTS, affine
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 class StageSteps:

@@ -12,7 +12,7 @@ from oss_ext import arguments
 from oss_ext.models.base import Kept, There
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.schedule import REDUCTIONS, STARTS
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Table:
         table = cls(torch.stack([*kept["cost"]]), torch.stack([*kept["parent"]]), order)
         steps, rows, samples = shape
         paths = (table.steps, rows, 1 if joint else samples)
-        given = [table.parent] + [order] * (order is not None)
+        given = [x for x in (table.parent, order) if x is not None]
         right = table.cost.shape == (table.steps, rows, samples) and table.steps <= steps
         if not right or not all(x.shape == paths and x.dtype == torch.int64 for x in given):
             raise ValueError(f"expected a table of shape {shape}, got {tuple(table.cost.shape)}")

@@ -39,7 +39,7 @@ from oss_ext.refine.newton import gauss_newton
 from oss_ext.refine.sweep import sweep
 from oss_ext.schedule import Objective, Schedule
 from oss_ext.scratch import Held
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 __all__ = ["KEEP_BYTES", "Refinement", "Runner", "evaluator_of", "exhaustive", "held", "refine"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.models.base import AHEAD_BYTES
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 GROUPS = 4
 """Into which the calibration samples are parted for racing, unless ``max_batch`` says otherwise."""

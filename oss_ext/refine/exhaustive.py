@@ -10,7 +10,7 @@ from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.refine.base import KEEP_BYTES, Runner, mean_error
 from oss_ext.schedule import Objective, Schedule
-from oss_ext.teacher import Trajectory
+from oss_ext.trajectory import Trajectory
 
 
 @arguments.takes(model=Model, trajectory=Trajectory)

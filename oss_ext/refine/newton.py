@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.refine.base import Race, Rows
-from oss_ext.teacher import in_order
+from oss_ext.trajectory import in_order
 
 SECANT = 0.1
 """How far a knot is moved for its secant: this share of the room that it has."""
