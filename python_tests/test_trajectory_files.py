@@ -113,11 +113,11 @@ print(watch.stop()[0] - (trajectory.states.nbytes if sys.argv[1] == "save" else 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system says nothing")
 def test_neither_saving_nor_loading_takes_memory_of_its_size(tmp_path: Path) -> None:
-    """160 MiB, in rows of 4."""
+    """160 MiB, in rows of 4; some that was freed the system does not get back."""
     for what in ("save", "load"):
         command = [sys.executable, "-c", MEMORY, what]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert int(done.stdout) < 2**25, what
+        assert int(done.stdout) < 2**26, what
     assert (tmp_path / "again").stat().st_size == (tmp_path / "teacher").stat().st_size
 
 
