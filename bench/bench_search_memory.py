@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,16 +69,35 @@ WAYS: dict[str, Callable[..., tuple[int, ...]]] = {
 
 
 def measure(way: str, shape: tuple[int, ...], steps: int, folder: str) -> None:
-    """Print what ``way`` takes, in this process."""
-    from oss_ext.machine import Watch
+    """Say that all is imported, wait, and print what ``way`` takes in this process."""
+    import oss_ext  # noqa: F401
 
-    watch = Watch()
-    watch.start()
+    print("ready", flush=True)
+    sys.stdin.readline()
     begin = time.perf_counter()
     rows = WAYS[way](shape, steps, folder if way == "on disk" else None)
-    seconds = time.perf_counter() - begin
-    anonymous, files = watch.stop()
-    print(anonymous, files, seconds, *rows)
+    print(time.perf_counter() - begin, *rows)
+
+
+def measured(command: Sequence[str]) -> tuple[int, int, list[float]]:
+    """Anonymous memory and file pages at their peaks, seen from outside; what was printed."""
+    from oss_ext.machine import Watch
+
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdout.readline()
+        watch = Watch(running.pid)
+        watch.start()
+        running.stdin.write("\n")
+        running.stdin.flush()
+        printed = [float(word) for word in running.stdout.read().split()]
+        anonymous, files = watch.stop()
+    if running.returncode:
+        sys.exit(running.returncode)
+    return anonymous, files, printed
 
 
 def main() -> int:
@@ -108,8 +127,7 @@ def main() -> int:
         for way in options.ways:
             command = [sys.executable, __file__, "--measure", way, "--scratch", folder]
             command += ["--steps", str(options.steps), "--shape", *map(str, shape)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            taken, files, seconds, *rows = map(float, done.stdout.split())
+            taken, files, (seconds, *rows) = measured(command)
             found[way] = (taken, seconds)
             if way != "in float16":  # its costs are rounded, and may have others nearest
                 paths.add(tuple(rows))

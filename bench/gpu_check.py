@@ -2,9 +2,10 @@
 
     python bench/gpu_check.py [--no-bench]
 
-Needs torch with CUDA, nvcc, cmake, ninja, pybind11 and pytest in this Python, and changes nothing
-but the source tree (the library in oss_ext/, build/, bench/results/). Ends with 0 if all is well,
-with 1 if anything failed, and with 2 where there is no GPU: then nothing was checked.
+Needs torch with CUDA, nvcc, cmake, ninja, pybind11, pytest and hypothesis in this Python, beside
+what the package itself needs, and changes nothing but the source tree (the library in oss_ext/,
+build/, bench/results/). Ends with 0 if all is well, with 1 if anything failed, and with 2 where
+there is no GPU: then nothing was checked.
 """
 
 from __future__ import annotations
@@ -56,8 +57,11 @@ def main() -> int:
     if not run("build", build, 240, OSS_CUDA="1"):
         return 1
     tests = sorted(str(path) for path in (ROOT / "python_tests").glob("test_ops_*.py"))
+    searches = [str(ROOT / "python_tests" / f"test_{name}.py")
+                for name in ("search_devices", "host_memory")]  # fmt: skip
     good = [
         run("operators on the GPU", [*pytest, "-k", "cuda", *tests], 240),
+        run("searches on the GPU", [*pytest, "-k", "cuda", *searches], 120),
     ]
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:

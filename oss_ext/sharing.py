@@ -17,6 +17,7 @@ which it may run next (``ahead``), and these are run at the same time.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, distributed
 
 from oss_ext import arguments
@@ -47,7 +47,7 @@ WAIT = timedelta(days=7)
 by its connections."""
 
 
-_KIND, _ASK, _END, _ANSWER, _MEMORY = "kind", "ask", "end", "answer", "memory"
+_ASK, _END, _ANSWER, _MEMORY = "ask", "end", "answer", "memory"
 
 
 class ProcessError(RuntimeError):
@@ -119,6 +119,7 @@ def _lead(model: Model, others: Sequence[_Peer]) -> Iterator[Model]:
         if all(peer.silent for peer in others):
             for peer in others:
                 peer.send(_END)
+                peer.finish()
 
 
 class Shared(Wrapped):
@@ -235,6 +236,9 @@ def _probe(model: Model) -> Tensor:
 class _Peer:
     """The connection to a process: messages of a kind, or an error's text, with tensors.
 
+    Sent are the length of a header, the header, and the tensors as they are; a tag for each. What
+    is sent goes on its way while this process does something else.
+
     Attributes:
         number: its rank.
         silent: whether it owes nothing.
@@ -243,27 +247,55 @@ class _Peer:
     def __init__(self, number: int, group: Any) -> None:
         self.number, self.silent = number, False
         self._group = group
+        self._sending: list[tuple[Any, Tensor]] = []  # and what has to stay until it is sent
 
     def send(self, kind: str, **tensors: Tensor) -> None:
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        payload = torch.frombuffer(bytearray(save(held, {_KIND: kind})), dtype=torch.uint8)
-        self._move(distributed.send, torch.tensor([len(payload)]))
-        self._move(distributed.send, payload)
+        shapes = {name: [_name(x.dtype), *x.shape] for name, x in held.items()}
+        text = json.dumps([kind, shapes]).encode()
+        header = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        self.finish()
+        parts = [torch.tensor([len(text)]), header, *map(_bytes, held.values())]
+        for tag, part in enumerate(parts):
+            work = self._move(distributed.isend, part, self.number, group=self._group, tag=tag)
+            self._sending.append((work, part))
         self.silent = False
 
     def receive(self) -> tuple[str, dict[str, Tensor]]:
         size = torch.zeros(1, dtype=torch.int64)
-        self._move(distributed.recv, size)
-        payload = torch.empty(int(size), dtype=torch.uint8)
-        self._move(distributed.recv, payload)
+        self._receive(size, 0)
+        header = torch.empty(int(size), dtype=torch.uint8)
+        self._receive(header, 1)
+        kind, shapes = parse_json(header.numpy().tobytes().decode())
+        tensors = {
+            name: torch.empty(shape, dtype=getattr(torch, dtype))
+            for name, (dtype, *shape) in shapes.items()
+        }
+        for tag, tensor in enumerate(tensors.values(), start=2):
+            self._receive(_bytes(tensor), tag)
         self.silent = True
-        data = payload.numpy().tobytes()
-        length = int.from_bytes(data[:8], "little")
-        header = parse_json(data[8 : 8 + length].decode())
-        return header["__metadata__"][_KIND], load(data)
+        return kind, tensors
 
-    def _move(self, how: Callable[..., Any], tensor: Tensor) -> None:
+    def _receive(self, into: Tensor, tag: int) -> None:
+        self._move(distributed.recv, into, self.number, group=self._group, tag=tag)
+
+    def _move(self, how: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:
-            how(tensor, self.number, group=self._group)
+            return how(*arguments, **options)
         except RuntimeError as error:
             raise ProcessError(f"process {self.number} is gone") from error
+
+    def finish(self) -> None:
+        """Wait until all is sent."""
+        while self._sending:
+            work, _ = self._sending.pop(0)
+            self._move(work.wait)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Those of a contiguous tensor, in its memory."""
+    return tensor.view(-1).view(torch.uint8)

@@ -51,7 +51,7 @@ __all__ = [
     "first_sources", "held", "next_sources", "of_costs", "replay", "run",
 ]  # fmt: skip
 
-VELOCITY_BYTES = 2**28
+VELOCITY_BYTES = 2**27
 """Velocities of one step kept at once by default; more are streamed through in chunks."""
 
 

@@ -7,10 +7,14 @@ from torch import Tensor
 
 from oss_ext import ops, scratch
 from oss_ext.dp.table import fill_rows, of_costs
+from oss_ext.machine import return_freed
 from oss_ext.models.base import Kept, There
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.scratch import Held
 from oss_ext.trajectory import Trajectory
+
+LARGE = 2**28
+"""Bytes of states beside which it counts what the allocator keeps for itself."""
 
 
 class EulerSteps:
@@ -56,6 +60,8 @@ class EulerSteps:
     def step(self, live: Tensor, onward: Tensor) -> tuple[Tensor, Tensor, None]:
         """Cost and parent of a step from the sources ``live``, bool ``[N+1, B]``."""
         state, (rows, samples) = self._state, live.shape
+        if state.nbytes >= LARGE:
+            return_freed()
         times, mask = self._times.to(state.device), live.to(state.device)
         columns = samples if self._reduce == "none" else 1
         cost = torch.full((rows, samples), torch.inf, dtype=torch.float64, device=state.device)

@@ -62,8 +62,8 @@ class Evaluator:
     def held(self, dtype: torch.dtype) -> list[Held]:
         """What a call for states of ``dtype`` holds beside what the model takes within."""
         elements = self.block * torch.Size(self.model.shape).numel()
-        # What the model is given, its answer, that as it was asked for, and the check of it.
-        own = 3 * self.model.dtype.itemsize + 2
+        # What the model is given, its answer, and a part of that.
+        own = 3 * self.model.dtype.itemsize
         other = 0 if dtype == self.model.dtype else dtype.itemsize
         return [Held("model call", elements * (own + other), device=self.model.device)]
 
@@ -110,7 +110,7 @@ class Evaluator:
                     break
                 check_output(self.model.name, v, x, "velocity")
                 block = blocks.popleft()
-                self._take(block, v[place.to(v.device)], out, times, samples)
+                self._take(block, self._rows(v, place), out, times, samples)
                 then(block, place)
                 self._on_progress(len(block))
 
@@ -151,7 +151,7 @@ class Evaluator:
             answers = self.model.ahead(requests)
         if answers is None:
             return None
-        return [v[place.to(v.device)].to(x)
+        return [self._rows(v, place).to(x)
                 for v, place, (x, _, _) in zip(answers, places, asked, strict=True)]  # fmt: skip
 
     def leg(self) -> Leg:
@@ -232,12 +232,18 @@ class Evaluator:
 
     def _take(self, block: Tensor, v: Tensor, out: Tensor, times: Tensor, samples: Tensor) -> None:
         """``v``, the velocities of ``block``, to ``out``; counted, NaN and inf noted."""
-        for at in (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
+        for at in _not_finite(v):
             i, b = block[at].tolist()
             self.first_bad.setdefault(int(samples[b]), float(times[i]))
         row, column = block.to(out.device).unbind(1)
         out[row, column] = v.to(out)
         self.nfe += len(block)
+
+    def _rows(self, v: Tensor, place: Tensor) -> Tensor:
+        """Those of a call's answer that are at ``place``, as ``_arrange`` has it."""
+        if not self.model.slots:
+            return v[: len(place)]
+        return v[place.to(v.device)]
 
     def _arrange(self, block: Tensor, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where in a full call the rows of ``block`` go.
@@ -276,6 +282,17 @@ class _Counted(Leg):
 
     def reached(self, kept: Kept) -> None:
         self._leg.reached({**kept, **self._evaluator.counted()})
+
+
+def _not_finite(v: Tensor) -> list[int]:
+    """Rows with NaN or inf."""
+    # A sum that is finite has finite terms only. It reads once and makes nothing of its size, where
+    # the exact question takes ten times as long and several times the memory.
+    total = v.flatten(1).sum(dim=1, dtype=torch.promote_types(v.dtype, torch.float32))
+    if bool(total.isfinite().all()):
+        return []
+    rows: list[int] = (~v.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    return rows
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -105,8 +105,9 @@ class Runner:
             for rows, group, orders, known in walks:
                 if known <= k < len(rows):
                     key = (int(group[0]), rows[:k], orders[: k - 1])
-                    there = self._known.get(key, [self._noise(group), None, None])
-                    entry = made.setdefault(key, list(there))
+                    if key not in made:
+                        made[key] = [*(self._known.get(key) or [self._noise(group), None, None])]
+                    entry = made[key]
                     if entry[2] is None:
                         wanted[key] = (entry, self.times[rows[k - 1]], group)
             asked = [(entry[0], t, group) for entry, t, group in wanted.values()]
