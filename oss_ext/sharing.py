@@ -47,6 +47,10 @@ WAIT = timedelta(days=7)
 by its connections."""
 
 
+ALIGNED, LONG = 64, 2**16
+"""Bytes: parts of a message begin at multiples of the first; of the second, or more, it is sent in
+the background."""
+
 _ASK, _END, _ANSWER, _MEMORY = "ask", "end", "answer", "memory"
 
 
@@ -236,8 +240,9 @@ def _probe(model: Model) -> Tensor:
 class _Peer:
     """The connection to a process: messages of a kind, or an error's text, with tensors.
 
-    Sent are the length of a header, the header, and the tensors as they are; a tag for each. What
-    is sent goes on its way while this process does something else.
+    A message is its length, and then in one piece the length of a header, the header and the
+    tensors as they are. A long one goes on its way while this process does something else; for a
+    short one it would take longer to be woken.
 
     Attributes:
         number: its rank.
@@ -250,40 +255,38 @@ class _Peer:
         self._sending: list[tuple[Any, Tensor]] = []  # and what has to stay until it is sent
 
     def send(self, kind: str, **tensors: Tensor) -> None:
-        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        shapes = {name: [_name(x.dtype), *x.shape] for name, x in held.items()}
+        shapes = {name: [_name(x.dtype), *x.shape] for name, x in tensors.items()}
         text = json.dumps([kind, shapes]).encode()
-        header = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        text += b" " * (-len(text) % ALIGNED)
+        parts = [torch.tensor([len(text)]), torch.frombuffer(bytearray(text), dtype=torch.uint8)]
+        parts += [tensor.detach() for tensor in tensors.values()]
+        sizes = [_room(part) for part in parts]
+        message = torch.empty(sum(sizes), dtype=torch.uint8)
+        for part, place in zip(parts, message.split(sizes), strict=True):
+            place[: part.nbytes].view(part.dtype).view(part.shape).copy_(part)
         self.finish()
-        parts = [torch.tensor([len(text)]), header, *map(_bytes, held.values())]
-        for tag, part in enumerate(parts):
-            work = self._move(distributed.isend, part, self.number, group=self._group, tag=tag)
-            self._sending.append((work, part))
+        for piece in (torch.tensor([len(message)]), message):
+            work = self._move(distributed.isend, piece, self.number, group=self._group)
+            self._sending.append((work, piece))
+        if len(message) < LONG:
+            self.finish()
         self.silent = False
 
     def receive(self) -> tuple[str, dict[str, Tensor]]:
         size = torch.zeros(1, dtype=torch.int64)
-        self._receive(size, 0)
-        header = torch.empty(int(size), dtype=torch.uint8)
-        self._receive(header, 1)
-        kind, shapes = parse_json(header.numpy().tobytes().decode())
-        tensors = {
-            name: torch.empty(shape, dtype=getattr(torch, dtype))
-            for name, (dtype, *shape) in shapes.items()
-        }
-        for tag, tensor in enumerate(tensors.values(), start=2):
-            self._receive(_bytes(tensor), tag)
+        self._move(distributed.recv, size, self.number, group=self._group)
+        message = torch.empty(int(size), dtype=torch.uint8)
+        self._move(distributed.recv, message, self.number, group=self._group)
         self.silent = True
+        begin = ALIGNED + int(message[:8].view(torch.int64))
+        kind, shapes = parse_json(message[ALIGNED:begin].numpy().tobytes().decode())
+        tensors = {}
+        for name, (dtype, *shape) in shapes.items():
+            there = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            own = message[begin : begin + there.nbytes]
+            tensors[name] = own.view(there.dtype).view(shape)
+            begin += _room(there)
         return kind, tensors
-
-    def _receive(self, into: Tensor, tag: int) -> None:
-        self._move(distributed.recv, into, self.number, group=self._group, tag=tag)
-
-    def _move(self, how: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        try:
-            return how(*arguments, **options)
-        except RuntimeError as error:
-            raise ProcessError(f"process {self.number} is gone") from error
 
     def finish(self) -> None:
         """Wait until all is sent."""
@@ -291,11 +294,17 @@ class _Peer:
             work, _ = self._sending.pop(0)
             self._move(work.wait)
 
+    def _move(self, how: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return how(*arguments, **options)
+        except RuntimeError as error:
+            raise ProcessError(f"process {self.number} is gone") from error
+
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    """Those of a contiguous tensor, in its memory."""
-    return tensor.view(-1).view(torch.uint8)
+def _room(tensor: Tensor) -> int:
+    """Bytes of a message that it takes."""
+    return -(-tensor.nbytes // ALIGNED) * ALIGNED

@@ -62,8 +62,7 @@ class Evaluator:
     def held(self, dtype: torch.dtype) -> list[Held]:
         """What a call for states of ``dtype`` holds beside what the model takes within."""
         elements = self.block * torch.Size(self.model.shape).numel()
-        # What the model is given, its answer, and a part of that.
-        own = 3 * self.model.dtype.itemsize
+        own = 2 * self.model.dtype.itemsize  # what the model is given, and its answer
         other = 0 if dtype == self.model.dtype else dtype.itemsize
         return [Held("model call", elements * (own + other), device=self.model.device)]
 
