@@ -84,10 +84,9 @@ def search_groups(
     with progress_bar("samples", samples, progress, unit="sample") as bar:
         for part, states in in_groups(model, noise, group):
             leg = part.leg()
-            if leg.there:
-                taken, taught = leg.take(lambda there: map(float, there["figures"]))
-                known = functools.partial(_table, tables[0], len(states))
-                tables.append(leg.take(known))
+            if leg.there and tables:
+                table, taken, taught = leg.take(functools.partial(_there, tables[0], len(states)))
+                tables.append(table)
                 nfe, seconds = max(nfe, int(taken)), seconds + taught
                 bar.update(len(states))
                 continue
@@ -149,9 +148,12 @@ def estimate_groups(
     return replace(found, samples=len(noise), stages=stages, table=int(times * found.table))
 
 
-def _table(first: dp.Table, samples: int, kept: There) -> dp.Table:
-    """That of a group of so many samples, beside the first group's."""
-    return dp.Table.there(kept, (first.steps, first.cost.shape[1], samples), joint=False)
+def _there(first: dp.Table, samples: int, kept: There) -> tuple[dp.Table, float, float]:
+    """The table of a group of so many samples, beside the first group's; evaluations of its search
+    and seconds of its teacher."""
+    taken, taught = map(float, kept["figures"])
+    shape = (first.steps, first.cost.shape[1], samples)
+    return dp.Table.there(kept, shape, joint=False), taken, taught
 
 
 def _joined(tables: Sequence[dp.Table]) -> dp.Table:

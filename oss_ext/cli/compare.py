@@ -149,7 +149,10 @@ def compare(
 
     entries = _from_files(schedule_files, loaded, amplitude)
     made, searched = contest.Made(()), None
-    size = _most_kept(model, len(times) - 1, budgets, methods, solver, calibration, samples)
+    per_teacher = solvers.evaluations(solvers.get(followed), times.flip(0).tolist())
+    size = _most_kept(
+        model, len(times) - 1, per_teacher, budgets, methods, solver, calibration, samples
+    )
     with resumable(
         model, out, resume=resume is not None, keep=keep, size=size,
         schedules=[hash_of([s.to_json()]) for s in loaded],
@@ -226,6 +229,7 @@ def _contenders(
 def _most_kept(
     model: Model,
     teacher_steps: int,
+    per_teacher: int,
     budgets: list[int],
     methods: list[str] | None,
     solver: str,
@@ -245,7 +249,7 @@ def _most_kept(
     found = [p.kept(calibration * state, rows, LEAST_BYTES) for p in plans]
     found.append(bool(names) * 3 * rows * calibration * state)  # of the paths of every sample
     runs = sum(budgets) * (len(names) + 1) * solvers.get(solver).evaluations
-    teachers = teacher_steps * (bool(names) * calibration + samples)
+    teachers = per_teacher * (bool(names) * calibration + samples)
     return max(found) + LEAST_BYTES + (teachers + runs * samples) * state
 
 
