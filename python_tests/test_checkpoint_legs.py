@@ -75,7 +75,9 @@ def least_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("least_bytes")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "contest")) for name in RUNS]
+)
 @each_seed(1)
 def test_a_run_that_is_cut_off_again_and_again_ends_the_same(
     name: str, seed: int, tmp_path: Path

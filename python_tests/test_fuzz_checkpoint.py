@@ -206,6 +206,7 @@ TENSORS = st.builds(
 )
 
 
+@pytest.mark.filterwarnings("ignore:model .* ran out of memory:RuntimeWarning")
 @few_or_many(40, 1000)
 def test_whole_legs_of_anything_else_are_refused(
     examples: int, with_leg: Callable[[bytes], Path]

@@ -162,6 +162,7 @@ with oss.sharing(model) as shared:
 """
 
 
+@pytest.mark.slow
 def test_processes_share_a_device(device: torch.device, tmp_path: Path) -> None:
     """As they would share several: each call is made on one, and what is sent is in the host's
     memory."""

@@ -111,6 +111,7 @@ print(watch.stop()[0] - (trajectory.states.nbytes if sys.argv[1] == "save" else 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the system says nothing")
 def test_neither_saving_nor_loading_takes_memory_of_its_size(tmp_path: Path) -> None:
     """160 MiB, in rows of 4; some that was freed the system does not get back."""
