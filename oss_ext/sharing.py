@@ -31,7 +31,7 @@ from torch import Tensor, distributed
 from oss_ext import arguments
 from oss_ext.events import tell
 from oss_ext.files import parse_json
-from oss_ext.models.base import AHEAD_BYTES, Model, Request, check_output, hash_of
+from oss_ext.models.base import AHEAD_BYTES, Model, Request, check_output, dtype_name, hash_of
 from oss_ext.models.evaluation import Evaluator, out_of_memory
 from oss_ext.models.wrapped import Wrapped
 from oss_ext.version import __version__
@@ -255,7 +255,7 @@ class _Peer:
         self._sending: list[tuple[Any, Tensor]] = []  # and what has to stay until it is sent
 
     def send(self, kind: str, **tensors: Tensor) -> None:
-        shapes = {name: [_name(x.dtype), *x.shape] for name, x in tensors.items()}
+        shapes = {name: [dtype_name(x.dtype), *x.shape] for name, x in tensors.items()}
         text = json.dumps([kind, shapes]).encode()
         text += b" " * (-len(text) % ALIGNED)
         parts = [torch.tensor([len(text)]), torch.frombuffer(bytearray(text), dtype=torch.uint8)]
@@ -299,10 +299,6 @@ class _Peer:
             return how(*arguments, **options)
         except RuntimeError as error:
             raise ProcessError(f"process {self.number} is gone") from error
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _room(tensor: Tensor) -> int:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from oss_ext.checkpoint.base import Record
+from oss_ext.models.base import dtype_name
 
 NARROW = (torch.bfloat16, torch.float16)
 """What float32 is kept in, where that loses nothing: networks often run in 16 bits."""
 
 _DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
+    dtype_name(dtype): dtype
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 }
 _ANSWER, _DTYPE, _REQUEST = "answer", "dtype", "request"
@@ -24,8 +25,7 @@ def record_of(request: int, answer: Tensor | None) -> Record:
     words = {_REQUEST: f"{request:08x}"}
     if answer is None:
         return words, {}
-    name = str(answer.dtype).removeprefix("torch.")
-    return words | {_DTYPE: name}, {_ANSWER: _narrow(answer.detach())}
+    return words | {_DTYPE: dtype_name(answer.dtype)}, {_ANSWER: _narrow(answer.detach())}
 
 
 def answer_in(record: Record) -> tuple[int, Tensor | None]:

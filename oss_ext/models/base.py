@@ -201,6 +201,11 @@ def check_output(name: str, output: object, like: Tensor, what: str, hint: str =
     )
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As an attribute of torch is called, e.g. ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def hash_of(parts: Iterable[object]) -> str:
     """16 hex digits over tensors (their bytes) and anything else (its ``repr``), in order."""
     digest = hashlib.sha256()
