@@ -48,7 +48,7 @@ test-examples: $(built)  ## run the examples; fetches a network from the package
 sanitized = PATH=$(abspath $(bin)):$$PATH cmake -S . -B build/$(1) -G Ninja \
 	  -DOSS_SANITIZE=$(subst +,$(comma),$(1)) -DPython_EXECUTABLE=$(abspath $(bin)/python) \
 	  --log-level=WARNING > /dev/null && \
-	  PATH=$(abspath $(bin)):$$PATH cmake --build build/$(1) --target $(2) > /dev/null
+	  PATH=$(abspath $(bin)):$$PATH cmake --build build/$(1) --target $(2) -- --quiet
 comma := ,
 
 sanitize: $(built)  ## run the CPU and CUDA kernels on the CPU under the sanitizers

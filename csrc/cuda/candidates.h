@@ -97,9 +97,10 @@ struct Euler {
   static constexpr int terms = 2, planes = 1;  // planes of coefficients
   static constexpr Shape shape = shape_of(true, terms, sizeof(Z), sizeof(V), sizeof(T));
 
-  static OSS_DEVICE T widened(const Tensor3& tensor, int r, const char* row, int e) {
-    return r == 0 ? widen(load_element<Z>(tensor.rows, row, e))
-                  : widen(load_element<V>(tensor.rows, row, e));
+  template <int many>
+  static OSS_DEVICE void load(const Rows& rows, int r, const char* row, const int (&at)[many],
+                              T (&values)[many]) {
+    r == 0 ? load_elements<Z>(rows, row, at, values) : load_elements<V>(rows, row, at, values);
   }
 };
 
@@ -116,8 +117,14 @@ struct Affine {
   static constexpr int terms = count, planes = count;
   static constexpr Shape shape = shape_of(false, terms, sizeof(Z), sizeof(Z), sizeof(T));
 
-  static OSS_DEVICE T widened(const Tensor3& tensor, int, const char* row, int e) {
-    return widen(load_beside<Z>(tensor.rows, row, e));
+  template <int many>
+  static OSS_DEVICE void load(const Rows& rows, int, const char* row, const int (&at)[many],
+                              T (&values)[many]) {
+    if constexpr (sizeof(Z) == sizeof(float)) {
+      if (rows.dtype == DType::float16) return load_elements<Half>(rows, row, at, values);
+      if (rows.dtype == DType::bfloat16) return load_elements<BFloat16>(rows, row, at, values);
+    }
+    load_elements<Z>(rows, row, at, values);
   }
 };
 

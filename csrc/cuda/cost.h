@@ -33,12 +33,14 @@ OSS_DEVICE int64_t cell_of(int64_t source, int64_t target, int64_t begin) {
   return (source * (source - 1) - begin * (begin - 1)) / 2 + target;
 }
 
-// The first chunk of a split: chunks * split / splits, in 32 bits, because a 64-bit division is a
-// function call, around which registers are spilled. There are less than 2^16 splits.
+// The first chunk of a split: units * split / splits units of a whole stage, in 32 bits, because a
+// 64-bit division is a function call, around which registers are spilled. There are less than 2^16
+// splits. The last one ends with a whole stage, beyond the elements.
 OSS_DEVICE int chunk_of(int elements, int split, int splits) {
-  const unsigned chunks = (static_cast<unsigned>(elements) + kChunk - 1) / kChunk;
+  constexpr unsigned unit = kStageChunks * kChunk;
+  const unsigned units = (static_cast<unsigned>(elements) + unit - 1) / unit;
   const unsigned at = split, of = splits;
-  return static_cast<int>(chunks / of * at + chunks % of * at / of);
+  return static_cast<int>(units / of * at + units % of * at / of) * kStageChunks;
 }
 
 struct TileAt {
@@ -73,55 +75,60 @@ OSS_DEVICE void add_lanes(T (&values)[total], int lane) {
   }
 }
 
-// What one thread copies of a tile's rows of one tensor: 16 bytes of one or two rows in every
-// chunk, chunks ascending. `beside`: rows may be 16-bit beside float32, one element at a time.
-template <class Z, int tile, bool async, bool beside>
+// What one thread copies of a tile's rows of one tensor: 16 bytes of a few rows in every stage,
+// stages ascending. `zeros`: rows may be missing, and are zeros; `beside`: they may be 16-bit beside
+// float32.
+template <class Z, int tile, int length, bool async, bool zeros>
 struct RowCopy {
-  static constexpr int size = sizeof(Z), part = 16 / size, parts = kChunk / part;
+  static constexpr int size = sizeof(Z), part = 16 / size, parts = length / part;
   static constexpr int stride = kCostThreads / parts;  // rows that all threads copy together
   static constexpr int count = (tile + stride - 1) / stride;
   static_assert(kCostThreads % parts == 0);
 
   const char* at[count];  // the next bytes (async), or the row
-  bool wanted[count];     // or else zeros
+  unsigned missing;       // a bit for each row
 
-  // row_at(k) is the row of the tile's k-th, negative where zeros will do.
+  static OSS_DEVICE int first_element() { return static_cast<int>(threadIdx.x) % parts * part; }
+
+  // row_at(k) is the row of the tile's k-th.
   template <class RowAt>
-  OSS_DEVICE void begin(const Tensor3& from, int64_t sample, int chunk, const RowAt& row_at) {
+  OSS_DEVICE void begin(const Tensor3& from, int64_t sample, int element, const RowAt& row_at) {
+    missing = 0;
 #pragma unroll
     for (int k = 0; k < count; ++k) {
       const int64_t row = row_at(static_cast<int>(threadIdx.x) / parts + k * stride);
-      wanted[k] = row >= 0;
       // An address is needed where nothing is read, too.
-      at[k] = row_of(from, row >= 0 ? row : 0, sample);
-      if (async) at[k] += int64_t{first_element(chunk)} * size;
+      at[k] = row_of(from, zeros && row < 0 ? 0 : row, sample);
+      if (async) at[k] += int64_t{element + first_element()} * size;
+      if (zeros && row < 0) missing |= 1u << k;
     }
   }
 
-  static OSS_DEVICE int first_element(int chunk) {
-    return chunk * kChunk + static_cast<int>(threadIdx.x) % parts * part;
-  }
-
-  OSS_DEVICE void start(Z* to, const Tensor3& from, int elements, int chunk) {
-    const int e = first_element(chunk);
-    const int left = e < elements ? elements - e : 0, valid = left < part ? left : part;
+  // Copies `length` elements from `element` on; those from `end` on are zeros, of which there are
+  // none where the stage is `full`.
+  template <bool full>
+  OSS_DEVICE void start(Z* stage, const Tensor3& from, int element, int end) {
+    const int first = element + first_element();
+    const int left = first < end ? end - first : 0, valid = full || left > part ? part : left;
 #pragma unroll
     for (int k = 0; k < count; ++k) {
-      Z* const out = to + (threadIdx.x + k * kCostThreads) * part;
+      Z* const to = stage + (threadIdx.x + k * kCostThreads) * part;
       const bool mine = tile % stride == 0 || k < count - 1 ||
-                        static_cast<int>(threadIdx.x) < (tile % stride) * parts;
+                        static_cast<int>(threadIdx.x) < tile % stride * parts;
+      const bool none = zeros && (missing >> k & 1) != 0;
       if constexpr (async) {
-        if (mine) copy_async(out, at[k], wanted[k] ? valid * size : 0);
-        at[k] += kChunk * size;
+        if (mine && full && !zeros) copy_async(to, at[k]);
+        if (mine && !(full && !zeros)) copy_async(to, at[k], none ? 0 : valid * size);
+        at[k] += length * size;
       } else if (mine) {
 #pragma unroll 1
         for (int n = 0; n < part; ++n) {
-          if (!wanted[k] || n >= valid)
-            out[n] = Z{};
-          else if constexpr (beside)
-            out[n] = load_beside<Z>(from.rows, at[k], e + n);
+          if (none || n >= valid)
+            to[n] = Z{};
+          else if constexpr (zeros)
+            to[n] = load_beside<Z>(from.rows, at[k], first + n);
           else
-            out[n] = load_element<Z>(from.rows, at[k], e + n);
+            to[n] = load_element<Z>(from.rows, at[k], first + n);
         }
       }
     }
@@ -136,10 +143,11 @@ OSS_KERNEL void __launch_bounds__(kCostThreads, 1)
   using V = typename Form::V;
   using T = typename Form::T;
   constexpr Shape shape = Form::shape;
-  static_assert(shape.shared_bytes <= kSharedBytes);
+  static_assert(shape.shared_bytes <= kSharedBytes && kFlushChunks % shape.chunks == 0);
   constexpr int pairs = kPairs<T>, count = pairs * pairs;
   constexpr int sources = shape.source_warps * pairs, targets = shape.target_warps * pairs;
   constexpr int terms = Form::terms, planes = Form::planes;
+  constexpr int chunks = shape.chunks, length = chunks * kChunk;  // of a stage
   constexpr int at_once = shape.at_once < pairs ? shape.at_once : pairs;
   constexpr int own = count > 32 ? count / 32 : 1;  // sums that a lane holds after add_lanes
   constexpr int lanes_per_sum = count > 32 ? 1 : 32 / count;
@@ -147,12 +155,64 @@ OSS_KERNEL void __launch_bounds__(kCostThreads, 1)
   char* const stages = dynamic_shared();
   // [plane][target][source]
   T* const coefficients = reinterpret_cast<T*>(stages + shape.stages * shape.stage_bytes);
+  // Of a stage.
+  const auto targets_in = [&](int which) {
+    return reinterpret_cast<Z*>(stages + which * shape.stage_bytes);
+  };
+  const auto firsts_in = [&](int which) { return targets_in(which) + targets * length; };
+  const auto others_in = [&](int which, int r) {
+    return reinterpret_cast<V*>(firsts_in(which) + sources * length) + (r - 1) * sources * length;
+  };
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int my_source = warp / shape.target_warps * pairs;
-  const int my_target = warp % shape.target_warps * pairs;
+  // Skewed: a multiprocessor has four schedulers, which get warps in turn, and the warps without
+  // pairs, right of the diagonal, should not all be of one of them.
+  const int source_warp = warp / shape.target_warps;
+  const int target_warp = (warp + shape.target_warps - source_warp) % shape.target_warps;
+  const int my_source = source_warp * pairs, my_target = target_warp * pairs;
   const TileAt at = tile_at(a.begin_source, a.end_source, sources, targets, blockIdx.x);
   const int64_t sample = a.first_sample + blockIdx.z;
 
+  const int begin = chunk_of(a.elements, blockIdx.y, a.splits);
+  const int end = chunk_of(a.elements, blockIdx.y + 1, a.splits);
+  const int last_element = end * kChunk < a.elements ? end * kChunk : a.elements;
+  RowCopy<Z, targets, length, async, false> target_copy;
+  RowCopy<Z, sources, length, async, !Form::euler> first_copy;
+  RowCopy<V, sources, length, async, !Form::euler> other_copies[terms - 1];
+  // Those beyond the last one are read in its place: they have no pairs.
+  const auto row_of_term = [&](int r) {
+    return [&a, &at, r, sample](int k) {
+      const int64_t i = at.source + k < a.end_source ? at.source + k : a.end_source - 1;
+      return a.of.row(r, i, sample);
+    };
+  };
+  target_copy.begin(a.target, sample, begin * kChunk, [&](int k) {
+    return at.target + k < a.end_source - 1 ? at.target + k : a.end_source - 2;
+  });
+  first_copy.begin(a.of.tensor(0), sample, begin * kChunk, row_of_term(0));
+#pragma unroll
+  for (int r = 1; r < terms; ++r)
+    other_copies[r - 1].begin(a.of.tensor(r), sample, begin * kChunk, row_of_term(r));
+  const auto copy = [&](auto full, int element, int which) {
+    target_copy.template start<full.value>(targets_in(which), a.target, element, last_element);
+    first_copy.template start<full.value>(firsts_in(which), a.of.tensor(0), element, last_element);
+#pragma unroll
+    for (int r = 1; r < terms; ++r)
+      other_copies[r - 1].template start<full.value>(others_in(which, r), a.of.tensor(r), element,
+                                                     last_element);
+  };
+  const auto stage = [&](int chunk, int which) {
+    const int element = chunk * kChunk;
+    if (async && element + length <= last_element)
+      copy(std::true_type{}, element, which);
+    else
+      copy(std::false_type{}, element, which);
+  };
+  for (int s = 0; s < shape.stages - 1; ++s) {
+    if (begin + s * chunks < end) stage(begin + s * chunks, s);
+    end_copies();
+  }
+
+  // While the first copies come.
 #pragma unroll
   for (int r = 0; r < planes; ++r)
     for (int k = threadIdx.x; k < sources * targets; k += kCostThreads) {
@@ -161,116 +221,87 @@ OSS_KERNEL void __launch_bounds__(kCostThreads, 1)
           i < a.end_source && j < i ? static_cast<T>(a.of.coefficient(r, i, j, sample)) : T(0);
     }
 
-  const int begin = chunk_of(a.elements, blockIdx.y, a.splits);
-  const int end = chunk_of(a.elements, blockIdx.y + 1, a.splits);
-  RowCopy<Z, targets, async, false> target_copy;
-  RowCopy<Z, sources, async, false> first_copy;
-  RowCopy<V, sources, async, !Form::euler> other_copies[terms - 1];
-  const auto row_of_term = [&](int r) {
-    return [&a, &at, r, sample](int k) {
-      const int64_t i = at.source + k;
-      return i < a.end_source && a.mask.live(i, sample) ? a.of.row(r, i, sample) : -1;
-    };
-  };
-  target_copy.begin(a.target, sample, begin, [&](int k) {
-    const int64_t j = at.target + k;
-    return j < a.end_source - 1 ? j : -1;
-  });
-  first_copy.begin(a.of.tensor(0), sample, begin, row_of_term(0));
-#pragma unroll
-  for (int r = 1; r < terms; ++r)
-    other_copies[r - 1].begin(a.of.tensor(r), sample, begin, row_of_term(r));
-  const auto stage = [&](int chunk, int which) {
-    Z* const x = reinterpret_cast<Z*>(stages + which * shape.stage_bytes);
-    V* const others = reinterpret_cast<V*>(x + (targets + sources) * kChunk);
-    target_copy.start(x, a.target, a.elements, chunk);
-    first_copy.start(x + targets * kChunk, a.of.tensor(0), a.elements, chunk);
-#pragma unroll
-    for (int r = 1; r < terms; ++r)
-      other_copies[r - 1].start(others + (r - 1) * sources * kChunk, a.of.tensor(r), a.elements,
-                                chunk);
-  };
-  for (int s = 0; s < shape.stages - 1; ++s) {
-    if (begin + s < end) stage(begin + s, s);
-    end_copies();
-  }
-
   // Squares on and above the diagonal have no pairs; their warps only copy.
   const int64_t last_source = at.source + my_source + pairs - 1;
   const bool busy = at.source + my_source < a.end_source && at.target + my_target < last_source;
   T sums[count] = {};
   double total[own] = {};
-  int which = 0;
-  for (int chunk = begin; chunk < end; ++chunk) {
-    wait_copies<shape.stages - 2>();
-    __syncthreads();
-    if (chunk + shape.stages - 1 < end)
-      stage(chunk + shape.stages - 1, which == 0 ? shape.stages - 1 : which - 1);
-    end_copies();
-    if (busy) {
-      const Z* const x = reinterpret_cast<const Z*>(stages + which * shape.stage_bytes);
-      const Z* const firsts = x + targets * kChunk + 2 * lane;
-      const V* const others =
-          reinterpret_cast<const V*>(x + (targets + sources) * kChunk) + 2 * lane;
+  int which = 0, chunk = begin;
+  while (chunk < end) {
+    const int flush = chunk + kFlushChunks < end ? chunk + kFlushChunks : end;
+#pragma unroll 1
+    for (; chunk < flush; chunk += chunks) {
+      wait_copies<shape.stages - 2>();
+      __syncthreads();
+      const int next = chunk + (shape.stages - 1) * chunks;
+      if (next < end) stage(next, which == 0 ? shape.stages - 1 : which - 1);
+      end_copies();
+      if (busy) {
+        const Z* const xs = targets_in(which) + my_target * length + 2 * lane;
+        const Z* const firsts = firsts_in(which) + my_source * length + 2 * lane;
+        const V* const others = others_in(which, 1) + my_source * length + 2 * lane;
+#pragma unroll 1
+        for (int part = 0; part < length; part += kChunk) {
+          hold_loads();  // else all coefficients are, over the loop
 #pragma unroll
-      for (int first = 0; first < pairs; first += at_once) {
-        Two<T> rows[terms][at_once];
-#pragma unroll
-        for (int s = 0; s < at_once; ++s) {
-          const int source = my_source + first + s;
-          rows[0][s] = load_two(firsts + source * kChunk);
-#pragma unroll
-          for (int r = 1; r < terms; ++r)
-            rows[r][s] = load_two(others + ((r - 1) * sources + source) * kChunk);
-        }
-#pragma unroll
-        for (int t = 0; t < pairs; ++t) {
-          // Else the operands of the next targets spill.
-          if (terms > 2 && t % 2 == 0) hold_loads();
-          const Two<T> xt = load_two(x + (my_target + t) * kChunk + 2 * lane);
-          const T* const of_target = coefficients + (my_target + t) * sources + my_source + first;
-          Two<T> candidate[at_once];
-#pragma unroll
-          for (int r = 0; r < terms; ++r) {
-            if constexpr (Form::euler)
-              if (r == 0) {
-#pragma unroll
-                for (int s = 0; s < at_once; ++s) candidate[s] = rows[0][s];
-                continue;
-              }
-            const int plane = Form::euler ? 0 : r;
-            const auto c = *reinterpret_cast<const Packed<T, at_once>*>(
-                of_target + plane * sources * targets);
+          for (int first = 0; first < pairs; first += at_once) {
+            Two<T> basis[terms][at_once];
 #pragma unroll
             for (int s = 0; s < at_once; ++s) {
-              if (r == 0) {
-                candidate[s] = {multiply(c.values[s], rows[0][s].a),
-                                multiply(c.values[s], rows[0][s].b)};
-              } else {
-                candidate[s] = {fma(c.values[s], rows[r][s].a, candidate[s].a),
-                                fma(c.values[s], rows[r][s].b, candidate[s].b)};
+              basis[0][s] = load_two(firsts + (first + s) * length + part);
+#pragma unroll
+              for (int r = 1; r < terms; ++r)
+                basis[r][s] = load_two(others + ((r - 1) * sources + first + s) * length + part);
+            }
+#pragma unroll
+            for (int t = 0; t < pairs; ++t) {
+              // Else the operands of the next targets spill.
+              if ((terms > 2 || !async) && t % (4 / at_once) == 0) hold_loads();
+              const Two<T> x = load_two(xs + t * length + part);
+              const T* const of_target =
+                  coefficients + (my_target + t) * sources + my_source + first;
+              Two<T> candidate[at_once];
+#pragma unroll
+              for (int r = 0; r < terms; ++r) {
+                if constexpr (Form::euler)
+                  if (r == 0) {
+#pragma unroll
+                    for (int s = 0; s < at_once; ++s) candidate[s] = basis[0][s];
+                    continue;
+                  }
+                const int plane = Form::euler ? 0 : r;
+                const auto c = *reinterpret_cast<const Packed<T, at_once>*>(
+                    of_target + plane * sources * targets);
+#pragma unroll
+                for (int s = 0; s < at_once; ++s) {
+                  if (r == 0) {
+                    candidate[s] = {multiply(c.values[s], basis[0][s].a),
+                                    multiply(c.values[s], basis[0][s].b)};
+                  } else {
+                    candidate[s] = {fma(c.values[s], basis[r][s].a, candidate[s].a),
+                                    fma(c.values[s], basis[r][s].b, candidate[s].b)};
+                  }
+                }
+              }
+#pragma unroll
+              for (int s = 0; s < at_once; ++s) {
+                const T a_difference = candidate[s].a - x.a, b_difference = candidate[s].b - x.b;
+                T& sum = sums[(first + s) * pairs + t];
+                sum = fma(a_difference, a_difference, sum);
+                sum = fma(b_difference, b_difference, sum);
               }
             }
           }
-#pragma unroll
-          for (int s = 0; s < at_once; ++s) {
-            const T a_difference = candidate[s].a - xt.a, b_difference = candidate[s].b - xt.b;
-            T& sum = sums[(first + s) * pairs + t];
-            sum = fma(a_difference, a_difference, sum);
-            sum = fma(b_difference, b_difference, sum);
-          }
         }
       }
+      which = which == shape.stages - 1 ? 0 : which + 1;
     }
-    const bool flush = (chunk - begin) % kFlushChunks == kFlushChunks - 1 || chunk == end - 1;
-    if (busy && flush) {
-      add_lanes<count>(sums, lane);
+    if (!busy) continue;
+    add_lanes<count>(sums, lane);
 #pragma unroll
-      for (int k = 0; k < own; ++k) total[k] += static_cast<double>(sums[k]);
+    for (int k = 0; k < own; ++k) total[k] += static_cast<double>(sums[k]);
 #pragma unroll
-      for (int k = 0; k < count; ++k) sums[k] = T(0);
-    }
-    which = which == shape.stages - 1 ? 0 : which + 1;
+    for (int k = 0; k < count; ++k) sums[k] = T(0);
   }
 
   if (!busy || lane % lanes_per_sum != 0) return;
@@ -291,10 +322,12 @@ template <class Of>
 struct PairCostArgs {
   CostArgs<Of> cost;
   Best best;  // the cost is written where a source and the order that were computed have won
+  int warps;  // of a block: each takes every so many-th split
 };
 
-// Eight blocks have 64 registers a thread: for more blocks the compiler would spill some.
-constexpr int kPairThreads = 128, kPairBlocks = 8;
+// Two blocks have 64 registers a thread.
+constexpr int kPairThreads = 512, kPairBlocks = 2;
+constexpr int kPairChunks = 4;  // whose loads are under way together
 
 // Shared memory: a double for each split, and the terms.
 template <class Form>
@@ -309,7 +342,8 @@ OSS_KERNEL void __launch_bounds__(kPairThreads, kPairBlocks)
     pair_cost_kernel(const PairCostArgs<typename Form::Of> p) {
   using Z = typename Form::Z;
   using T = typename Form::T;
-  constexpr int terms = Form::terms;
+  constexpr int terms = Form::terms, count = 2 * kPairChunks;
+  static_assert(kFlushChunks % kPairChunks == 0);
   const auto& a = p.cost;
   double* const totals = reinterpret_cast<double*>(dynamic_shared());
   const int64_t j = blockIdx.x, sample = a.first_sample + blockIdx.z;
@@ -328,29 +362,44 @@ OSS_KERNEL void __launch_bounds__(kPairThreads, kPairBlocks)
   __syncthreads();
   const char* const x = row_of(a.target, j, sample);
   const int lane = threadIdx.x % 32;
+  const auto element_of = [&](int chunk, int n) {
+    return int64_t{chunk + n / 2} * kChunk + 2 * lane + n % 2;
+  };
 
-  for (int split = threadIdx.x / 32; split < a.splits; split += kPairThreads / 32) {
+  for (int split = threadIdx.x / 32; split < a.splits; split += p.warps) {
     const int begin = chunk_of(a.elements, split, a.splits);
     const int end = chunk_of(a.elements, split + 1, a.splits);
+    const int last = end * kChunk < a.elements ? end * kChunk : a.elements;
     T sums[1] = {};
     double total = 0;
-    for (int chunk = begin; chunk < end; ++chunk) {
-      for (int half = 0; half < 2; ++half) {
-        const int e = chunk * kChunk + 2 * lane + half;
-        if (e >= a.elements) continue;
-        T candidate = 0;
-#pragma unroll Form::euler ? terms : 1
-        for (int r = 0; r < terms && rows[r] != nullptr; ++r) {
-          const T value = Form::widened(a.of.tensor(r), r, rows[r], e);
-          if (r == 0)
-            candidate = Form::euler ? value : multiply(coefficients[0], value);
-          else
-            candidate = fma(coefficients[r], value, candidate);
-        }
-        const T difference = candidate - widen(load_element<Z>(a.target.rows, x, e));
-        sums[0] = fma(difference, difference, sums[0]);
+    for (int chunk = begin; chunk < end; chunk += kPairChunks) {
+      int at[count];
+#pragma unroll
+      for (int n = 0; n < count; ++n) {
+        const int64_t e = element_of(chunk, n);
+        at[n] = e < last ? static_cast<int>(e) : last - 1;
       }
-      if ((chunk - begin) % kFlushChunks == kFlushChunks - 1 || chunk == end - 1) {
+      T candidates[count] = {};
+#pragma unroll Form::euler ? terms : 1
+      for (int r = 0; r < terms && rows[r] != nullptr; ++r) {
+        T values[count];
+        Form::load(a.of.tensor(r).rows, r, rows[r], at, values);
+#pragma unroll
+        for (int n = 0; n < count; ++n) {
+          if (r > 0)
+            candidates[n] = fma(coefficients[r], values[n], candidates[n]);
+          else
+            candidates[n] = Form::euler ? values[n] : multiply(coefficients[0], values[n]);
+        }
+      }
+      T aims[count];
+      load_elements<Z>(a.target.rows, x, at, aims);
+#pragma unroll
+      for (int n = 0; n < count; ++n) {
+        const T difference = candidates[n] - aims[n];
+        if (element_of(chunk, n) < last) sums[0] = fma(difference, difference, sums[0]);
+      }
+      if ((chunk - begin + kPairChunks) % kFlushChunks == 0 || chunk + kPairChunks >= end) {
         add_lanes<1>(sums, lane);
         total += static_cast<double>(sums[0]);
         sums[0] = T(0);

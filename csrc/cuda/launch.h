@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 namespace oss::cuda {
@@ -34,11 +35,10 @@ struct Tile {
 template <class T>
 constexpr Tile kTile = {kSourceTile<T>, kTargetTile<T>};
 
-// Elements are staged in shared memory a chunk at a time: two for each lane of a warp. Three stages
-// hide the latency of memory; all that a block shares must fit the 99 KiB of the smallest card from
-// compute capability 8.0 on.
-constexpr int kChunk = 64;
-constexpr int kStages = 3;
+// Elements are counted in chunks, of two for each lane of a warp. A stage in shared memory is one
+// chunk, or two where they fit: then there is one barrier and one set of copies for both. All that a
+// block shares must fit the 99 KiB of the smallest card from compute capability 8.0 on.
+constexpr int kChunk = 64, kStageChunks = 2;
 constexpr int kSharedBytes = 99 << 10;
 // A lane adds the squares of this many chunks in its own precision before they go to float64.
 constexpr int kFlushChunks = 256;
@@ -49,7 +49,8 @@ constexpr int kMaxTerms = 6, kMaxOrders = 4;  // of candidates of any affine for
 struct Shape {
   int source_warps, target_warps;
   int at_once;       // sources whose operands are in registers together
-  int stages;        // chunks in shared memory
+  int chunks;        // of a stage
+  int stages;        // in shared memory
   int stage_bytes;   // of one: targets, first terms, other terms
   int shared_bytes;  // of all, and the coefficients
 };
@@ -64,14 +65,17 @@ constexpr Shape shape_of(bool euler, int terms, int first, int others, int compu
   out.target_warps = kCostThreads / 32 / out.source_warps;
   // The operands of all eight sources would not fit beside the sums; those of two with as few terms
   // would have the block wait for shared memory.
-  out.at_once = terms <= 4 ? 4 : 2;
+  out.at_once = terms <= (compute == 4 ? 4 : 3) ? 4 : 2;
   const int pairs = compute == 4 ? kPairs<float> : kPairs<double>;
   const int sources = out.source_warps * pairs, targets = out.target_warps * pairs;
-  out.stage_bytes = kChunk * ((sources + targets) * first + sources * (terms - 1) * others);
+  const int chunk_bytes = kChunk * ((sources + targets) * first + sources * (terms - 1) * others);
   const int coefficients = sources * targets * (euler ? 1 : terms) * compute;
-  // Two where three are too large: one is computed on while the other comes.
-  const bool fits = kStages * out.stage_bytes + coefficients <= kSharedBytes;
-  out.stages = fits ? kStages : 2;
+  const int fitting = (kSharedBytes - coefficients) / chunk_bytes;
+  // One stage is computed on while the other comes; a third hides the latency of memory behind
+  // stages that are short.
+  out.chunks = fitting >= 2 * kStageChunks ? kStageChunks : 1;
+  out.stages = fitting >= 3 * out.chunks ? 3 : 2;
+  out.stage_bytes = out.chunks * chunk_bytes;
   out.shared_bytes = out.stages * out.stage_bytes + coefficients;
   return out;
 }
@@ -117,24 +121,25 @@ inline int64_t workspace_bytes(const Plan& plan) {
 // `steps` is N.
 inline Plan plan_cost(int64_t steps, int64_t samples, int64_t elements, const Tile& tile,
                       const Device& device) {
-  // Enough blocks that the last ones to end, and the lighter ones on the diagonal, are a small
-  // part.
-  constexpr int64_t blocks_per_multiprocessor = 16;
-  // A block that stages less than this waits for memory longer than it computes.
-  constexpr int64_t least_chunks = 4;
-
   Plan plan{};
   plan.cells = cells_of(1, steps + 1);
   plan.tiles = static_cast<int>(tiles_of(1, steps + 1, tile));
   const int64_t bytes = plan.cells * static_cast<int64_t>(sizeof(double));
-  const int64_t wanted = ceil_div(blocks_per_multiprocessor * device.multiprocessors, plan.tiles);
-  const int64_t by_elements = std::max<int64_t>(1, ceil_div(elements, kChunk) / least_chunks);
+  const int64_t stages = ceil_div(elements, kStageChunks * kChunk);
+  // With s splits a block has stages / s stages and takes about two more to begin and to end. The
+  // blocks of one multiprocessor, about s tiles / multiprocessors with four fifths of their pairs
+  // busy, end unevenly, half a block late. The sum,
+  //     (0.8 s tiles / multiprocessors + 0.5) (stages / s + 2),
+  // is least for this s.
+  const double tiles = plan.tiles, multiprocessors = device.multiprocessors;
+  const double even = std::sqrt(static_cast<double>(stages) * multiprocessors / (3.2 * tiles));
+  const int64_t wanted = std::max<int64_t>(1, std::llround(even));
   const int64_t by_memory = kWorkspaceBytes / bytes - 1;  // one part is the objective
-  const int64_t splits = std::max<int64_t>(1, std::min({wanted, by_elements, by_memory}));
+  const int64_t splits = std::max<int64_t>(1, std::min({wanted, stages, by_memory}));
   plan.splits = static_cast<int>(splits);
-  plan.why = splits == wanted        ? "enough blocks to fill the device evenly"
-             : splits == by_elements ? "a split is at least four chunks of elements"
-                                     : "the sums of all splits fit the workspace";
+  plan.why = splits == wanted   ? "little is lost at the ends of blocks, and at the end of them all"
+             : splits == stages ? "a split is at least one stage of elements"
+                                : "the sums of all splits fit the workspace";
   plan.samples =
       std::clamp<int64_t>(by_memory / splits, 1, std::min(samples, kMaxSamplesPerLaunch));
   return plan;

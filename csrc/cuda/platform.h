@@ -31,6 +31,10 @@ OSS_DEVICE char* dynamic_shared() {
 
 // Starts a copy of kCopyBytes, both addresses aligned to as many, from global to shared memory;
 // what is beyond the first `valid` bytes becomes zero.
+OSS_DEVICE void copy_async(void* to, const void* from) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from));
+}
 OSS_DEVICE void copy_async(void* to, const void* from, int valid) {
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
@@ -158,7 +162,20 @@ OSS_DEVICE Z load_element(const Rows& rows, const char* row, int e) {
   return *reinterpret_cast<const Z*>(row + offset_of(rows, e, sizeof(Z)));
 }
 
-// The same of a row that may be 16-bit beside float32.
+// Several elements of a row, whose loads are under way together.
+template <class Z, int count, class T>
+OSS_DEVICE void load_elements(const Rows& rows, const char* row, const int (&at)[count],
+                              T (&values)[count]) {
+  if (rows.dense) {
+#pragma unroll
+    for (int n = 0; n < count; ++n) values[n] = widen(reinterpret_cast<const Z*>(row)[at[n]]);
+  } else {
+#pragma unroll
+    for (int n = 0; n < count; ++n) values[n] = widen(load_element<Z>(rows, row, at[n]));
+  }
+}
+
+// An element of a row that may be 16-bit beside float32.
 template <class Z>
 OSS_DEVICE Z load_beside(const Rows& rows, const char* row, int e) {
   if constexpr (sizeof(Z) == sizeof(float)) {

@@ -90,10 +90,11 @@ class Costs {
   void of_winners(const Of& of, const Best& best) {
     with_form(of, [&](auto form) {
       using Form = typename decltype(form)::Strided;
+      const int warps = std::min(plan_.splits, kPairThreads / 32);
       in_groups(p_.samples, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
-        gpu_.launch(pair_cost_kernel<Form>, Grid{p_.end_source - 1, 1, count}, kPairThreads,
+        gpu_.launch(pair_cost_kernel<Form>, Grid{p_.end_source - 1, 1, count}, 32 * warps,
                     pair_shared_bytes<Form>(plan_.splits),
-                    PairCostArgs<Of>{args(of, first), best});
+                    PairCostArgs<Of>{args(of, first), best, warps});
       });
     });
   }

@@ -196,7 +196,7 @@ inline char* dynamic_shared() {
   return reinterpret_cast<char*>((address + 127) / 128 * 128);
 }
 
-inline void copy_async(void* to, const void* from, int valid) {
+inline void copy_async(void* to, const void* from, int valid = kCopyBytes) {
   const uintptr_t bits = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
   if (bits % kCopyBytes != 0) {
     std::printf("an asynchronous copy is not aligned\n");

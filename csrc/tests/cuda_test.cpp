@@ -319,7 +319,8 @@ void check_plans() {
             const Plan alone = plan_cost(steps, 1, elements, tile, device);
             const Case c{steps, samples, 1, elements, tile.sources, {}, {}, 0, Reduction::none};
             expect(plan.splits >= 1 && plan.splits <= 65535, "plan", c, "splits");
-            expect(plan.splits <= ceil_div(elements, kChunk), "plan", c, "an empty split");
+            expect(plan.splits <= ceil_div(elements, kStageChunks * kChunk), "plan", c,
+                   "an empty split");
             expect(plan.splits == alone.splits, "plan", c, "splits depend on the samples");
             expect(plan.samples >= 1 && plan.samples <= samples, "plan", c, "samples");
             expect(workspace_bytes(plan) <= kWorkspaceBytes, "plan", c,
