@@ -44,11 +44,12 @@ test-all: $(built) sanitize-threads  ## run all tests
 test-examples: $(built)  ## run the examples; fetches a network from the package index
 	@$(bin)/pytest -q python_tests/test_examples.py
 
-# $(call sanitized,sanitizers,targets) builds what runs under them in build/sanitizers.
+# $(call sanitized,sanitizers,targets) builds what runs under them in build/sanitizers. MAKEFLAGS
+# would have ninja look for a job server that make does not share.
 sanitized = PATH=$(abspath $(bin)):$$PATH cmake -S . -B build/$(1) -G Ninja \
 	  -DOSS_SANITIZE=$(subst +,$(comma),$(1)) -DPython_EXECUTABLE=$(abspath $(bin)/python) \
 	  --log-level=WARNING > /dev/null && \
-	  PATH=$(abspath $(bin)):$$PATH cmake --build build/$(1) --target $(2) -- --quiet
+	  MAKEFLAGS= PATH=$(abspath $(bin)):$$PATH cmake --build build/$(1) --target $(2) -- --quiet
 comma := ,
 
 sanitize: $(built)  ## run the CPU and CUDA kernels on the CPU under the sanitizers

@@ -76,8 +76,8 @@ OSS_DEVICE void add_lanes(T (&values)[total], int lane) {
 }
 
 // What one thread copies of a tile's rows of one tensor: 16 bytes of a few rows in every stage,
-// stages ascending. `zeros`: rows may be missing, and are zeros; `beside`: they may be 16-bit beside
-// float32.
+// stages ascending. `zeros`: rows may be missing, and are zeros; they may be 16-bit beside float32,
+// too.
 template <class Z, int tile, int length, bool async, bool zeros>
 struct RowCopy {
   static constexpr int size = sizeof(Z), part = 16 / size, parts = length / part;
@@ -90,9 +90,19 @@ struct RowCopy {
 
   static OSS_DEVICE int first_element() { return static_cast<int>(threadIdx.x) % parts * part; }
 
-  // row_at(k) is the row of the tile's k-th.
-  template <class RowAt>
-  OSS_DEVICE void begin(const Tensor3& from, int64_t sample, int element, const RowAt& row_at) {
+  static OSS_DEVICE Z* place(Z* stage, int k) {
+    return stage + (threadIdx.x + k * kCostThreads) * part;
+  }
+  // The last rows are not for all threads.
+  static OSS_DEVICE bool mine(int k) {
+    return tile % stride == 0 || k < count - 1 ||
+           static_cast<int>(threadIdx.x) < tile % stride * parts;
+  }
+
+  // row_at(k) is the row of the tile's k-th. Missing rows become zeros in all stages.
+  template <class RowAt, class StageAt>
+  OSS_DEVICE void begin(const Tensor3& from, int64_t sample, int element, const RowAt& row_at,
+                        int stages, const StageAt& stage_at) {
     missing = 0;
 #pragma unroll
     for (int k = 0; k < count; ++k) {
@@ -100,7 +110,10 @@ struct RowCopy {
       // An address is needed where nothing is read, too.
       at[k] = row_of(from, zeros && row < 0 ? 0 : row, sample);
       if (async) at[k] += int64_t{element + first_element()} * size;
-      if (zeros && row < 0) missing |= 1u << k;
+      if (!zeros || row >= 0 || !mine(k)) continue;
+      missing |= 1u << k;
+      for (int s = 0; s < stages; ++s)
+        *reinterpret_cast<Packed<float, 4>*>(place(stage_at(s), k)) = {};
     }
   }
 
@@ -109,21 +122,19 @@ struct RowCopy {
   template <bool full>
   OSS_DEVICE void start(Z* stage, const Tensor3& from, int element, int end) {
     const int first = element + first_element();
-    const int left = first < end ? end - first : 0, valid = full || left > part ? part : left;
+    const int left = first < end ? end - first : 0, valid = left < part ? left : part;
 #pragma unroll
     for (int k = 0; k < count; ++k) {
-      Z* const to = stage + (threadIdx.x + k * kCostThreads) * part;
-      const bool mine = tile % stride == 0 || k < count - 1 ||
-                        static_cast<int>(threadIdx.x) < tile % stride * parts;
-      const bool none = zeros && (missing >> k & 1) != 0;
+      Z* const to = place(stage, k);
+      const bool wanted = mine(k) && !(zeros && (missing >> k & 1) != 0);
       if constexpr (async) {
-        if (mine && full && !zeros) copy_async(to, at[k]);
-        if (mine && !(full && !zeros)) copy_async(to, at[k], none ? 0 : valid * size);
+        if (wanted && full) copy_async(to, at[k]);
+        if (wanted && !full) copy_async(to, at[k], valid * size);
         at[k] += length * size;
-      } else if (mine) {
+      } else if (wanted) {
 #pragma unroll 1
         for (int n = 0; n < part; ++n) {
-          if (none || n >= valid)
+          if (n >= valid)
             to[n] = Z{};
           else if constexpr (zeros)
             to[n] = load_beside<Z>(from.rows, at[k], first + n);
@@ -185,13 +196,16 @@ OSS_KERNEL void __launch_bounds__(kCostThreads, 1)
       return a.of.row(r, i, sample);
     };
   };
-  target_copy.begin(a.target, sample, begin * kChunk, [&](int k) {
+  const auto row_of_target = [&](int k) {
     return at.target + k < a.end_source - 1 ? at.target + k : a.end_source - 2;
-  });
-  first_copy.begin(a.of.tensor(0), sample, begin * kChunk, row_of_term(0));
+  };
+  target_copy.begin(a.target, sample, begin * kChunk, row_of_target, shape.stages, targets_in);
+  first_copy.begin(a.of.tensor(0), sample, begin * kChunk, row_of_term(0), shape.stages,
+                   firsts_in);
 #pragma unroll
   for (int r = 1; r < terms; ++r)
-    other_copies[r - 1].begin(a.of.tensor(r), sample, begin * kChunk, row_of_term(r));
+    other_copies[r - 1].begin(a.of.tensor(r), sample, begin * kChunk, row_of_term(r), shape.stages,
+                              [&](int which) { return others_in(which, r); });
   const auto copy = [&](auto full, int element, int which) {
     target_copy.template start<full.value>(targets_in(which), a.target, element, last_element);
     first_copy.template start<full.value>(firsts_in(which), a.of.tensor(0), element, last_element);
@@ -325,9 +339,9 @@ struct PairCostArgs {
   int warps;  // of a block: each takes every so many-th split
 };
 
-// Two blocks have 64 registers a thread.
-constexpr int kPairThreads = 512, kPairBlocks = 2;
-constexpr int kPairChunks = 4;  // whose loads are under way together
+constexpr int kPairThreads = 512;
+template <class T>
+constexpr int kPairChunks = sizeof(T) == 4 ? 4 : 2;  // whose loads are under way together
 
 // Shared memory: a double for each split, and the terms.
 template <class Form>
@@ -338,12 +352,12 @@ constexpr int64_t pair_shared_bytes(int splits) {
 
 // Block (target, sample).
 template <class Form>
-OSS_KERNEL void __launch_bounds__(kPairThreads, kPairBlocks)
+OSS_KERNEL void __launch_bounds__(kPairThreads, 1)
     pair_cost_kernel(const PairCostArgs<typename Form::Of> p) {
   using Z = typename Form::Z;
   using T = typename Form::T;
-  constexpr int terms = Form::terms, count = 2 * kPairChunks;
-  static_assert(kFlushChunks % kPairChunks == 0);
+  constexpr int terms = Form::terms, chunks = kPairChunks<T>, count = 2 * chunks;
+  static_assert(kFlushChunks % chunks == 0);
   const auto& a = p.cost;
   double* const totals = reinterpret_cast<double*>(dynamic_shared());
   const int64_t j = blockIdx.x, sample = a.first_sample + blockIdx.z;
@@ -372,7 +386,7 @@ OSS_KERNEL void __launch_bounds__(kPairThreads, kPairBlocks)
     const int last = end * kChunk < a.elements ? end * kChunk : a.elements;
     T sums[1] = {};
     double total = 0;
-    for (int chunk = begin; chunk < end; chunk += kPairChunks) {
+    for (int chunk = begin; chunk < end; chunk += chunks) {
       int at[count];
 #pragma unroll
       for (int n = 0; n < count; ++n) {
@@ -399,7 +413,7 @@ OSS_KERNEL void __launch_bounds__(kPairThreads, kPairBlocks)
         const T difference = candidates[n] - aims[n];
         if (element_of(chunk, n) < last) sums[0] = fma(difference, difference, sums[0]);
       }
-      if ((chunk - begin + kPairChunks) % kFlushChunks == 0 || chunk + kPairChunks >= end) {
+      if ((chunk - begin + chunks) % kFlushChunks == 0 || chunk + chunks >= end) {
         add_lanes<1>(sums, lane);
         total += static_cast<double>(sums[0]);
         sums[0] = T(0);

@@ -36,8 +36,8 @@ template <class T>
 constexpr Tile kTile = {kSourceTile<T>, kTargetTile<T>};
 
 // Elements are counted in chunks, of two for each lane of a warp. A stage in shared memory is one
-// chunk, or two where they fit: then there is one barrier and one set of copies for both. All that a
-// block shares must fit the 99 KiB of the smallest card from compute capability 8.0 on.
+// chunk, or two where they fit: then there is one barrier and one set of copies for both. All that
+// a block shares must fit the 99 KiB of the smallest card from compute capability 8.0 on.
 constexpr int kChunk = 64, kStageChunks = 2;
 constexpr int kSharedBytes = 99 << 10;
 // A lane adds the squares of this many chunks in its own precision before they go to float64.

@@ -1,4 +1,5 @@
-"""Compiles the CUDA kernels for every architecture and lists what each needs of a multiprocessor.
+"""Compiles the CUDA kernels for every architecture and lists what each needs of a multiprocessor:
+registers, and of the cost kernels the share of arithmetic in what their inner loop issues.
 
     python csrc/tests/cuda_resources.py
 
@@ -16,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from cuda_loops import find_disassembler, inner_loops  # noqa: E402
 
 from setup import find_nvcc, find_tool  # noqa: E402
 
@@ -51,6 +54,33 @@ def readable(name: str) -> str:
     return re.sub(r"oss::cuda::|^void |\(.*$", "", done.stdout.strip())
 
 
+def show(title: str, table: dict[str, dict[str, str]], architectures: list[str]) -> None:
+    header = {a: a for a in architectures}
+    rows = {title: header, **{name: table[name] for name in sorted(table)}}
+    name_width = max(map(len, rows))
+    widths = {a: max(len(row.get(a, "-")) for row in rows.values()) for a in architectures}
+    for name, row in rows.items():
+        cells = [row.get(a, "-").rjust(widths[a]) for a in architectures]
+        print(name.ljust(name_width), *cells, sep="  ")
+
+
+def show_loops(architectures: list[str]) -> None:
+    """Of the kernels that are bound by arithmetic, where they copy rows as they are."""
+    disassembler = find_disassembler()
+    if disassembler is None:
+        print("no cuobjdump here: inner loops were not counted")
+        return
+    table: dict[str, dict[str, str]] = {}
+    objects = sorted((ROOT / "build" / "cuda").rglob("*.cu.o"))
+    for (name, arch), (arithmetic, issued) in inner_loops(disassembler, objects).items():
+        shown = readable(name)
+        if shown.startswith("cost_kernel<") and shown.endswith(", true>"):
+            share = f"{arithmetic}/{issued} = {arithmetic / issued:.0%}"
+            table.setdefault(shown, {})[arch] = share
+    print()
+    show("arithmetic in the inner loop of", table, architectures)
+
+
 def main() -> None:
     nvcc = find_nvcc(os.environ)
     if nvcc is None:
@@ -68,11 +98,8 @@ def main() -> None:
         table.setdefault(name, {})[k["arch"]] = k["registers"] + ("!" if spilled else "")
         if spilled:
             spilling.append(f"{name} for {k['arch']}: {k['stack']} bytes of stack")
-    width = max(map(len, table))
-    print(f"{'registers of':{width}}  {'  '.join(architectures)}")
-    for name, registers in sorted(table.items()):
-        cells = [f"{registers.get(arch, '-'):>{len(arch)}}" for arch in architectures]
-        print(f"{name:{width}}  {'  '.join(cells)}")
+    show("registers of", table, architectures)
+    show_loops(architectures)
     missing = [name for name, registers in table.items() if len(registers) < len(architectures)]
     if spilling or missing:
         sys.exit("\n".join(["FAILED", *spilling, *(f"{n}: not for every arch" for n in missing)]))
