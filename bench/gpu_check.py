@@ -4,43 +4,142 @@
 
 Needs torch with CUDA, nvcc, cmake, ninja, pybind11, pytest and hypothesis in this Python, beside
 what the package itself needs, and changes nothing but the source tree (the library in oss_ext/,
-build/, bench/results/). Ends with 0 if all is well, with 1 if anything failed, and with 2 where
-there is no GPU: then nothing was checked.
+build/, bench/results/). Tests run side by side, because most of their time goes to Triton's
+compiler. Ends with 0 if all is well, with 1 if anything failed, and with 2 where there is no GPU:
+then nothing was checked.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "python_tests"
+BACKENDS = ("native", "reference", "triton")
 # A few small cases of every kernel, for the tools that slow a program down a hundredfold.
 SMALL = (
     "test_step_is_cost_select_advance or test_step_is_the_accumulation_of_chunks"
     " or test_chunks_add_up_to_one_call or test_the_combination_is_the_candidate"
 )
+NO_TESTS = 5  # pytest's code for a file without any of those that were asked for
 
 
-def run(what: str, command: Sequence[str | Path], seconds: int, **environ: str) -> bool:
-    """Whether a command ended well; says what it was and how long it took."""
-    print(f"== {what}", flush=True)
+@dataclass(frozen=True)
+class Job:
+    """A command, for ``seconds`` at most; ``kind`` groups those of which some must have run."""
+
+    what: str
+    command: Sequence[str | Path]
+    seconds: int
+    kind: str = ""
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def run(self, log: Path | None = None) -> str:
+        """How it ended: "ok", "no tests" or what went wrong. Prints to ``log`` if that is given."""
+        settings = {**os.environ, "PYTHONPATH": str(ROOT), **self.environ}
+        out = None if log is None else log.open("w")
+        try:
+            code = subprocess.run(
+                self.command, cwd=ROOT, env=settings, timeout=self.seconds, stdout=out,
+                stderr=None if out is None else subprocess.STDOUT,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"FAILED: more than {self.seconds} s"
+        finally:
+            if out is not None:
+                out.close()
+        if code == NO_TESTS and self.kind:
+            return "no tests"
+        return "ok" if code == 0 else f"FAILED with {code}"
+
+
+def alone(job: Job) -> bool:
+    """Runs a job while nothing else runs, and says what it was and how long it took."""
+    print(f"== {job.what}", flush=True)
     start = time.monotonic()
-    try:
-        settings = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
-        code = subprocess.run(command, cwd=ROOT, env=settings, timeout=seconds).returncode
-        ended = "ok" if code == 0 else f"FAILED with {code}"
-    except subprocess.TimeoutExpired:
-        ended = f"FAILED: more than {seconds} s"
-    print(f"-- {what}: {ended}, {time.monotonic() - start:.0f} s", flush=True)
+    ended = job.run()
+    print(f"-- {job.what}: {ended}, {time.monotonic() - start:.0f} s", flush=True)
     return ended == "ok"
+
+
+def side_by_side(jobs: Sequence[Job], logs: Path) -> bool:
+    """Runs jobs, as many at a time as there are cores; shows the whole log of those that failed,
+    of others its last line. Whether all went well, and something of every kind was run."""
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+
+    def run(numbered: tuple[int, Job]) -> tuple[Job, str]:
+        number, job = numbered
+        log = logs / f"{number}.txt"
+        start = time.monotonic()
+        ended = job.run(log)
+        text = log.read_text().strip()
+        if ended == "ok" and re.search(r"\b\d+ passed", text) is None:
+            ended = "nothing passed"  # all were skipped
+        shown = text if ended.startswith("FAILED") else text.rpartition("\n")[2]
+        print(f"-- {job.what}: {ended}, {time.monotonic() - start:.0f} s: {shown}", flush=True)
+        return job, ended
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ended = list(pool.map(run, enumerate(jobs)))
+    idle = {job.kind for job in jobs} - {job.kind for job, how in ended if how == "ok"}
+    for kind in idle:
+        print(f"-- {kind or 'the rest'}: FAILED: nothing of it was run to a good end")
+    return not idle and not any(how.startswith("FAILED") for _, how in ended)
+
+
+def proofs(sanitizer: str | None) -> list[Job]:
+    """The operators' tests of every backend, the searches', and kernels under the sanitizer."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "--no-header", "-m", "not slow", "-k"]
+    files = sorted(TESTS.glob("test_ops_*.py"))
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    names = [f"{name}-cuda" for name in BACKENDS]
+    jobs = []
+    if sanitizer is not None:
+        small = [*pytest, f"native-cuda and ({SMALL})", *files]
+        for tool in ("memcheck", "racecheck"):
+            command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *small]
+            jobs.append(Job(f"compute-sanitizer {tool}", command, 400, tool, one_thread))
+    jobs += [
+        Job(f"{name}, {file.name}", [*pytest, name, file], 400, name, one_thread)
+        for file in files
+        for name in names
+    ]
+    searches = [TESTS / f"test_{name}.py" for name in ("search_devices", "host_memory")]
+    others = f"cuda and not ({' or '.join(names)})"
+    jobs.append(Job("only on a GPU", [*pytest, others, *files], 400, "others", one_thread))
+    jobs.append(Job("searches on the GPU", [*pytest, "cuda", *searches], 400, "searches"))
+    return jobs
+
+
+def working_sanitizer() -> str | None:
+    """compute-sanitizer, where it is installed and can look into a program."""
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        print("compute-sanitizer is not here: memcheck and racecheck were not run")
+        return None
+    program = "import torch; torch.ones(8, device='cuda').sum().item()"
+    command = [sanitizer, "--error-exitcode", "9", sys.executable, "-c", program]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120
+    )
+    if done.returncode == 0:
+        return sanitizer
+    print("compute-sanitizer cannot look into a program of torch's alone here: memcheck and "
+          f"racecheck were not run. {done.stdout.strip()[-500:]}")  # fmt: skip
+    return None
 
 
 def main() -> int:
@@ -52,28 +151,13 @@ def main() -> int:
         return 2
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Python {sys.version}")
 
-    python, pytest = sys.executable, [sys.executable, "-m", "pytest", "-q", "-x", "--no-header"]
-    build = [python, "setup.py", "-q", "build_ext", "--inplace"]
-    if not run("build", build, 240, OSS_CUDA="1"):
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    if not alone(Job("build", build, 240, environ={"OSS_CUDA": "1"})):
         return 1
-    tests = sorted(str(path) for path in (ROOT / "python_tests").glob("test_ops_*.py"))
-    searches = [str(ROOT / "python_tests" / f"test_{name}.py")
-                for name in ("search_devices", "host_memory")]  # fmt: skip
-    good = [
-        run("operators on the GPU", [*pytest, "-k", "cuda", *tests], 240),
-        run("searches on the GPU", [*pytest, "-k", "cuda", *searches], 120),
-    ]
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        print("compute-sanitizer is not here: memcheck and racecheck were not run")
-    else:
-        small = [*pytest, "-k", f"native-cuda and ({SMALL})", str(ROOT / "python_tests")]
-        for tool in ("memcheck", "racecheck"):
-            command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *small]
-            good.append(run(f"compute-sanitizer {tool}", command, 180))
+    good = [side_by_side(proofs(working_sanitizer()), ROOT / "build" / "gpu_check")]
     if not options.no_bench:
-        bench = [python, "bench/bench_dp_step.py", "--device", "cuda", "--save"]
-        good.append(run("bench", bench, 400))
+        bench = [sys.executable, "bench/bench_dp_step.py", "--device", "cuda", "--save"]
+        good.append(alone(Job("bench", bench, 400)))
     return 0 if all(good) else 1
 
 

@@ -317,6 +317,10 @@ class Runner:
         if self.interpreted and not unless:
             pytest.skip("takes too long to be interpreted as often")
 
+    def examples(self, most: int) -> int:
+        """How many a property test draws: few where nearly every one is compiled for."""
+        return min(most, 6) if (self.name, self.device) == ("triton", "cuda") else most
+
     def draw(self, case: Case, seed: int) -> Inputs:
         """Inputs of a case on this device."""
         case = self.fitting(case)

@@ -84,7 +84,7 @@ def check_pieces(backend: Runner, inputs: Inputs, chunk: int) -> None:
 def test_any_step_agrees_with_the_truth_and_is_its_pieces(backend: Runner, examples: int) -> None:
     backend.spare(unless=False)
 
-    @settings(max_examples=examples)
+    @settings(max_examples=backend.examples(examples))
     @given(cases, seeds, places, st.lists(st.sampled_from(SPECIAL), max_size=4), st.integers(1, 6))
     def check(
         case: Case,
@@ -108,7 +108,7 @@ def test_a_source_that_cannot_count_is_as_good_as_masked(backend: Runner, exampl
     """NaN, inf, and what is so large that its cost overflows: nothing else changes by a bit."""
     backend.spare(unless=False)
 
-    @settings(max_examples=examples)
+    @settings(max_examples=backend.examples(examples))
     @given(cases, seeds, places, st.sampled_from([math.nan, math.inf, -math.inf, 1e300]))
     def check(case: Case, seed: int, where: list[tuple[int, int, int, int]], value: float) -> None:
         inputs = backend.draw(case, seed)
@@ -133,7 +133,7 @@ def test_exact_costs_have_exact_winners(backend: Runner, examples: int) -> None:
     backend.spare(unless=False)
     exact = st.sampled_from(["none", "mean"])  # logarithms are rounded
 
-    @settings(max_examples=examples)
+    @settings(max_examples=backend.examples(examples))
     @given(cases, seeds, exact, st.sampled_from([(), (1,), (4,), (256,)]), st.integers(0, 2))
     def check(case: Case, seed: int, reduce: str, dims: tuple[int, ...], most: int) -> None:
         samples = 1 << case.samples // 2  # 1 or 2: their mean is exact
@@ -165,7 +165,7 @@ def test_tiny_and_large_values_keep_the_error_model(backend: Runner, examples: i
     """From where squares underflow to just below where their sums overflow."""
     backend.spare(unless=False)
 
-    @settings(max_examples=examples)
+    @settings(max_examples=backend.examples(examples))
     @given(cases, seeds, st.integers(-140, 55))
     def check(case: Case, seed: int, power: int) -> None:
         inputs = backend.draw(case, seed)
@@ -187,7 +187,7 @@ def test_any_argmin_agrees_with_the_truth_in_any_chunks(
 ) -> None:
     affine.runner.spare(unless=False)
 
-    @settings(max_examples=examples)
+    @settings(max_examples=affine.runner.examples(examples))
     @given(
         affine_cases, seeds, places, st.sampled_from([math.nan, math.inf, 0.0, 1e-40]),
         st.integers(1, 6),
