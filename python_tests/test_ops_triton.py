@@ -95,9 +95,24 @@ def test_interpreted_tiles_change_no_bit(monkeypatch: pytest.MonkeyPatch, seed: 
     kernels: Any = launch.kernels()
     inputs = RUNNER.draw(Case(18, 1, (45,), mask="rows"), seed)
     expected = everything(inputs)
-    for tile in kernels.CONFIGS:
+    for tile in kernels.UNROLLED + kernels.PLAIN:
         monkeypatch.setattr(kernels.pair_sums, "configs", [tile])
         assert_same(everything(inputs), expected)
+
+
+@interpreted
+@pytest.mark.parametrize("elements", [32, 96, 128, 160, 256])
+def test_interpreted_rows_that_fill_their_lanes(elements: int, seed: int) -> None:
+    """Nothing beyond a row is read, with masks or without."""
+    inputs = RUNNER.draw(Case(2, 1, (1500,)), seed)
+    fields = ("state", "velocity", "teacher")
+    inputs = dataclasses.replace(inputs, **{f: getattr(inputs, f)[..., :1] for f in fields})
+    wide = {f: getattr(inputs, f).new_full((3, 1, 2 * elements), torch.nan) for f in fields}
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in wide.values():
+        tensor[..., :elements].normal_(generator=generator)
+    inputs = dataclasses.replace(inputs, **{f: x[..., :elements] for f, x in wide.items()})
+    Truth(inputs).check_step(RUNNER.dp_step(inputs))
 
 
 @interpreted
@@ -271,7 +286,7 @@ def tiles(given: dict[str, Any]) -> list[Any]:
     """Those that are tried for some arguments of ``pair_sums``."""
     dtype = next(dtype for dtype, name in TYPES.items() if name == given["target"])
     target = torch.empty(0, dtype=dtype)
-    chosen: list[Any] = launch.kernels().tiles(launch.kernels().CONFIGS, given | {"target": target})
+    chosen: list[Any] = launch.kernels().tiles(None, given | {"target": target})
     return chosen
 
 
@@ -299,8 +314,9 @@ def test_compiled_kernels_keep_to_their_registers(
 ) -> None:
     """No GPU is needed to compile."""
     for config in tiles(arguments("pair_sums", *given)):
-        for wanted in (None, "*i64"):
-            tile = arguments("pair_sums", *given) | config.kwargs | {"wanted": wanted}
+        for wanted, even in ((None, False), ("*i64", False), (None, True)):
+            choice = {"wanted": wanted, "EVEN": even}
+            tile = arguments("pair_sums", *given) | config.kwargs | choice
             assert not spilled("pair_sums", tile, architecture, tmp_path, config), tile
     for kernel in ("join", "add_terms", "select", "advance", "combine"):
         assert not spilled(kernel, arguments(kernel, *given), architecture, tmp_path), kernel

@@ -26,36 +26,48 @@ BLOCK: tl.constexpr = tl.constexpr(2048)
 REGISTERS = 255
 """Of a thread, at most: all there are. Left alone, the assembler spills some to stay below 128."""
 
-CONFIGS = [
-    triton.Config({"SOURCES": sources, "TARGETS": targets}, num_warps=warps, maxnreg=REGISTERS)
-    for sources, targets, warps in [
-        (8, 32, 8), (8, 16, 4), (4, 32, 4), (4, 16, 4), (2, 32, 4), (2, 16, 4),
-    ]
-]  # fmt: skip
-"""Tiles of pairs: larger ones read less, smaller ones leave room for more programs. They change no
-bit, because every pair has sums of its own."""
+
+def _config(sources, targets, warps, unroll):
+    tile = {"SOURCES": sources, "TARGETS": targets, "UNROLL": unroll}
+    return triton.Config(tile, num_warps=warps, maxnreg=REGISTERS)
+
+
+UNROLLED = [_config(8, 32, 8, 4), _config(4, 64, 8, 4), _config(4, 32, 4, 4), _config(4, 16, 4, 4)]
+"""Tiles of pairs for Euler's step up to float32, and how many elements of every lane are under way
+together, which share the arithmetic of addresses. Larger tiles read less, smaller ones leave room
+for more programs. They change no bit: every pair has sums of its own, and the order of its elements
+stays."""
+
+PLAIN = [
+    _config(*tile, 1)
+    for tile in [(8, 32, 8), (8, 16, 4), (4, 32, 4), (4, 16, 4), (2, 32, 4), (2, 16, 4)]
+]
+"""Tiles where numbers of 8 bytes or more coefficients leave no registers for that."""
+
+WHOLE = 128
+"""Elements of all lanes that are under way, at most: a multiple of them needs no masks."""
 
 TRIED = 4
-"""How many tiles are timed: the largest that fit."""
+"""How many of the plain tiles are timed: the largest that fit."""
 
 HELD = {4: 96, 8: 56}
 """How many sums and coefficients a thread can hold, of how many bytes each."""
 
 
-def tiles(configs, given, **_):
-    """The tiles to try, of ``CONFIGS``, for arguments of ``pair_sums``."""
-    if given["coefficients"] is None:  # Euler's step has room in all of them
-        return configs[:TRIED]
+def tiles(_, given, **__):
+    """Those to try for arguments of ``pair_sums``."""
+    itemsize = max(4, given["target"].dtype.itemsize)
+    if given["coefficients"] is None:  # Euler's step
+        return UNROLLED if itemsize == 4 else PLAIN[:TRIED]
     of_pair = 1 + len(given["basis_strides"])
-    most = HELD[max(4, given["target"].dtype.itemsize)]
 
-    def pairs(config):
-        return config.kwargs["SOURCES"] * config.kwargs["TARGETS"] // config.num_warps
+    def held(config):
+        return config.kwargs["SOURCES"] * config.kwargs["TARGETS"] // config.num_warps * of_pair
 
-    return [config for config in configs if pairs(config) * of_pair <= most][:TRIED]
+    return [config for config in PLAIN if held(config) <= HELD[itemsize]][:TRIED]
 
 
-INTERPRETED = [triton.Config({"SOURCES": 8, "TARGETS": 64})]
+INTERPRETED = [triton.Config({"SOURCES": 8, "TARGETS": 64, "UNROLL": 2})]
 """The interpreter takes the same time for any number of targets."""
 
 
@@ -88,7 +100,7 @@ def lanes_sums(parts):
 
 
 @triton.autotune(
-    INTERPRETED if triton.knobs.runtime.interpret else CONFIGS,
+    INTERPRETED if triton.knobs.runtime.interpret else UNROLLED + PLAIN,
     key=["splits"],
     prune_configs_by={"early_config_prune": tiles},
     cache_results=True,
@@ -102,7 +114,7 @@ def pair_sums(
     sums, b0, b1, b2, b3, b4, b5, target, times, index, coefficients, live, wanted,
     basis_strides, target_strides, index_strides, coefficients_strides, live_strides,
     basis_rows, sizes, first, stop, splits, elements,
-    EVEN: tl.constexpr, SOURCES: tl.constexpr, TARGETS: tl.constexpr,
+    EVEN: tl.constexpr, SOURCES: tl.constexpr, TARGETS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Sums of squared differences of one split of the elements, for a tile of pairs.
 
@@ -177,24 +189,27 @@ def pair_sums(
             partial = partial + (tl.full((TARGETS, LANES), 0, compute),)
         begin = block * BLOCK
         end = tl.minimum(begin + BLOCK, elements)
-        for e0 in range(begin, end, LANES):
-            e = e0 + lane
-            inside = (e < elements) | EVEN
-            x = tl.load(target + offsets_of(e, sizes, target_strides), mask=inside, other=0)
-            offsets = ()
-            for r in tl.static_range(terms):
-                offsets = offsets + (offsets_of(e, sizes, basis_strides[r]),)
-            added = ()
-            for s in tl.static_range(SOURCES):
-                candidate = tl.load(rows[s * terms] + offsets[0], mask=inside, other=0).to(compute)
-                if index is not None:  # otherwise the first coefficient is 1
-                    candidate = factors[s * terms] * candidate
-                for r in tl.static_range(1, terms):
-                    b = tl.load(rows[s * terms + r] + offsets[r], mask=inside, other=0).to(compute)
-                    candidate = tl.fma(factors[s * terms + r], b, candidate)
-                off = candidate - x.to(compute)
-                added = added + (tl.fma(off, off, partial[s]),)
-            partial = added
+        for e0 in range(begin, end, LANES * UNROLL):
+            for u in tl.static_range(UNROLL):
+                e = e0 + lane + u * LANES
+                inside = (e < elements) | EVEN
+                x = tl.load(target + offsets_of(e, sizes, target_strides), mask=inside, other=0)
+                offsets = ()
+                for r in tl.static_range(terms):
+                    offsets = offsets + (offsets_of(e, sizes, basis_strides[r]),)
+                added = ()
+                for s in tl.static_range(SOURCES):
+                    place = rows[s * terms] + offsets[0]
+                    candidate = tl.load(place, mask=inside, other=0).to(compute)
+                    if index is not None:  # otherwise the first coefficient is 1
+                        candidate = factors[s * terms] * candidate
+                    for r in tl.static_range(1, terms):
+                        place = rows[s * terms + r] + offsets[r]
+                        b = tl.load(place, mask=inside, other=0).to(compute)
+                        candidate = tl.fma(factors[s * terms + r], b, candidate)
+                    off = candidate - x.to(compute)
+                    added = added + (tl.fma(off, off, partial[s]),)
+                partial = added
         # Kept in memory, not in registers: each would be held by every lane.
         # Any thread may read what another wrote, hence the barriers.
         so_far = tl.load(cell, mask=written & (block > first_block), other=0)

@@ -149,7 +149,7 @@ class Candidates:
             tuple(basis_strides), target_strides, None if index is None else index.stride(),
             None if coefficients is None else coefficients.stride(), live.stride(),
             tuple(map(len, basis)), sizes, self.first, self.stop, self.splits, self.elements,
-            EVEN=self.elements % kernels().LANES.value == 0,
+            EVEN=self.elements % kernels().WHOLE == 0,
             enable_fp_fusion=False,
         )  # fmt: skip
         cost = sums[:, 0].permute(1, 2, 0) if out is None else out
