@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -36,6 +37,10 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs with TRITON_INTER
 compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
 
 
+def release(package: str) -> tuple[int, ...]:
+    return tuple(map(int, importlib.metadata.version(package).split(".")[:2]))
+
+
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command], env=os.environ | environment, capture_output=True, text=True
@@ -46,6 +51,8 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", MATRIX)
 def test_the_interpreted_kernels_pass_the_matrix(name: str) -> None:
     """In a process of its own: triton is interpreted if the variable is set when it is loaded."""
+    if release("triton") < (3, 7) and release("numpy") >= (2, 4):
+        pytest.skip("Triton 3.6's interpreter takes arrays of one element for numbers")
     result = run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow",
         "-k", "triton-cpu or interpreted", str(HERE / f"test_ops_{name}.py"),
