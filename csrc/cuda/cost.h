@@ -76,8 +76,8 @@ OSS_DEVICE void add_lanes(T (&values)[total], int lane) {
 }
 
 // What one thread copies of a tile's rows of one tensor: 16 bytes of a few rows in every stage,
-// stages ascending. `zeros`: rows may be missing, and are zeros; they may be 16-bit beside float32,
-// too.
+// stages ascending. `zeros`: rows may be missing, which makes them zeros; they may be 16-bit beside
+// float32, too.
 template <class Z, int tile, int length, bool async, bool zeros>
 struct RowCopy {
   static constexpr int size = sizeof(Z), part = 16 / size, parts = length / part;
@@ -128,8 +128,7 @@ struct RowCopy {
       Z* const to = place(stage, k);
       const bool wanted = mine(k) && !(zeros && (missing >> k & 1) != 0);
       if constexpr (async) {
-        if (wanted && full) copy_async(to, at[k]);
-        if (wanted && !full) copy_async(to, at[k], valid * size);
+        if (wanted) full ? copy_async(to, at[k]) : copy_async(to, at[k], valid * size);
         at[k] += length * size;
       } else if (wanted) {
 #pragma unroll 1
@@ -256,7 +255,7 @@ OSS_KERNEL void __launch_bounds__(kCostThreads, 1)
         const V* const others = others_in(which, 1) + my_source * length + 2 * lane;
 #pragma unroll 1
         for (int part = 0; part < length; part += kChunk) {
-          hold_loads();  // else all coefficients are, over the loop
+          hold_loads();  // else all coefficients stay in registers, and others spill
 #pragma unroll
           for (int first = 0; first < pairs; first += at_once) {
             Two<T> basis[terms][at_once];
