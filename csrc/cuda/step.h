@@ -9,6 +9,7 @@
 #include "cuda/advance.h"
 #include "cuda/cost.h"
 #include "cuda/launch.h"
+#include "cuda/pair_cost.h"
 #include "cuda/select.h"
 
 namespace oss::cuda {
