@@ -89,22 +89,14 @@ struct CombinedColumn {
   OSS_DEVICE CombinedColumn(const Combination& m, int64_t sample, unsigned e)
       : m(m), sample(sample), e(e) {}
 
-  template <class Row>
-  OSS_DEVICE static void load(const char* from, T (&values)[width]) {
-    const auto packed = *reinterpret_cast<const Packed<Row, width>*>(from);
-#pragma unroll
-    for (int n = 0; n < width; ++n) values[n] = widen(packed.values[n]);
-  }
-
   OSS_DEVICE void load(const Tensor3& tensor, int64_t row, T (&values)[width]) const {
-    const char* const from = row_of(tensor, row, sample);
-    if constexpr (sizeof(Z) == sizeof(float)) {
-      const DType dtype = tensor.rows.dtype;
-      if (dtype == DType::float16) return load<Half>(from + offset_of(tensor.rows, e, 2), values);
-      if (dtype == DType::bfloat16)
-        return load<BFloat16>(from + offset_of(tensor.rows, e, 2), values);
-    }
-    load<Z>(from + offset_of(tensor.rows, e, sizeof(Z)), values);
+    with_row_type<Z>(tensor.rows.dtype, [&](auto stored) {
+      using Row = decltype(stored);
+      const char* const from = row_of(tensor, row, sample) + offset_of(tensor.rows, e, sizeof(Row));
+      const auto packed = *reinterpret_cast<const Packed<Row, width>*>(from);
+#pragma unroll
+      for (int n = 0; n < width; ++n) values[n] = widen(packed.values[n]);
+    });
   }
 
   OSS_DEVICE bool read(int64_t j, Packed<Z, width>& out) const {

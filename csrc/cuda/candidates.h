@@ -120,11 +120,9 @@ struct Affine {
   template <int many>
   static OSS_DEVICE void load(const Rows& rows, int, const char* row, const int (&at)[many],
                               T (&values)[many]) {
-    if constexpr (sizeof(Z) == sizeof(float)) {
-      if (rows.dtype == DType::float16) return load_elements<Half>(rows, row, at, values);
-      if (rows.dtype == DType::bfloat16) return load_elements<BFloat16>(rows, row, at, values);
-    }
-    load_elements<Z>(rows, row, at, values);
+    with_row_type<Z>(rows.dtype, [&](auto stored) {
+      load_elements<decltype(stored)>(rows, row, at, values);
+    });
   }
 };
 

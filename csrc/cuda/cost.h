@@ -20,7 +20,6 @@ template <class Of>
 struct CostArgs {
   Of of;
   Tensor3 target;
-  Mask mask;
   int elements;
   int64_t begin_source, end_source;  // those to compute, from 1 on
   int64_t first_sample;              // of blockIdx.z == 0

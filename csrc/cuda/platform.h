@@ -2,6 +2,8 @@
 // tests/cuda_on_host.h, so that the same kernels run where there is no GPU.
 #pragma once
 
+#include <type_traits>
+
 #include "tensors.h"
 
 namespace oss::cuda {
@@ -175,14 +177,26 @@ OSS_DEVICE void load_elements(const Rows& rows, const char* row, const int (&at)
   }
 }
 
-// An element of a row that may be 16-bit beside float32.
+// Calls body(S{}) with the stored type of a row that may be 16-bit beside float32.
+template <class Z, class Body>
+OSS_DEVICE auto with_row_type(DType dtype, const Body& body) {
+  if constexpr (sizeof(Z) == sizeof(float)) {
+    if (dtype == DType::float16) return body(Half{});
+    if (dtype == DType::bfloat16) return body(BFloat16{});
+  }
+  return body(Z{});
+}
+
+// An element of such a row.
 template <class Z>
 OSS_DEVICE Z load_beside(const Rows& rows, const char* row, int e) {
-  if constexpr (sizeof(Z) == sizeof(float)) {
-    if (rows.dtype == DType::float16) return widen(load_element<Half>(rows, row, e));
-    if (rows.dtype == DType::bfloat16) return widen(load_element<BFloat16>(rows, row, e));
-  }
-  return load_element<Z>(rows, row, e);
+  return with_row_type<Z>(rows.dtype, [&](auto stored) -> Z {
+    const auto value = load_element<decltype(stored)>(rows, row, e);
+    if constexpr (std::is_same_v<decltype(stored), Z>)
+      return value;
+    else
+      return widen(value);
+  });
 }
 
 // Which sources are live; data is null where all are.

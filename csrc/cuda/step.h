@@ -104,7 +104,6 @@ class Costs {
   CostArgs<Of> args(const Of& of, int64_t first_sample) const {
     return {of,
             p_.target,
-            p_.mask,
             static_cast<int>(p_.elements),
             p_.begin_source,
             p_.end_source,
