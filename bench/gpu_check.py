@@ -27,6 +27,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "python_tests"
+LOGS = ROOT / "build" / "gpu_check"
 BACKENDS = ("native", "reference", "triton")
 # A few small cases of every kernel, for the tools that slow a program down a hundredfold.
 SMALL = (
@@ -96,7 +97,7 @@ def side_by_side(jobs: Sequence[Job], logs: Path) -> bool:
         ended = list(pool.map(run, enumerate(jobs)))
     idle = {job.kind for job in jobs} - {job.kind for job, how in ended if how == "ok"}
     for kind in idle:
-        print(f"-- {kind or 'the rest'}: FAILED: nothing of it was run to a good end")
+        print(f"-- {kind}: FAILED: nothing of it was run to a good end")
     return not idle and not any(how.startswith("FAILED") for _, how in ended)
 
 
@@ -132,13 +133,13 @@ def working_sanitizer() -> str | None:
         return None
     program = "import torch; torch.ones(8, device='cuda').sum().item()"
     command = [sanitizer, "--error-exitcode", "9", sys.executable, "-c", program]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120
-    )
-    if done.returncode == 0:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / "compute-sanitizer.txt"
+    ended = Job("compute-sanitizer", command, 120).run(log)
+    if ended == "ok":
         return sanitizer
     print("compute-sanitizer cannot look into a program of torch's alone here: memcheck and "
-          f"racecheck were not run. {done.stdout.strip()[-500:]}")  # fmt: skip
+          f"racecheck were not run. {ended}: {log.read_text().strip()[-500:]}")  # fmt: skip
     return None
 
 
@@ -154,7 +155,7 @@ def main() -> int:
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     if not alone(Job("build", build, 240, environ={"OSS_CUDA": "1"})):
         return 1
-    good = [side_by_side(proofs(working_sanitizer()), ROOT / "build" / "gpu_check")]
+    good = [side_by_side(proofs(working_sanitizer()), LOGS)]
     if not options.no_bench:
         bench = [sys.executable, "bench/bench_dp_step.py", "--device", "cuda", "--save"]
         good.append(alone(Job("bench", bench, 400)))

@@ -111,9 +111,8 @@ def test_interpreted_tiles_change_no_bit(monkeypatch: pytest.MonkeyPatch, seed: 
 @pytest.mark.parametrize("elements", [32, 96, 128, 160, 256])
 def test_interpreted_rows_that_fill_their_lanes(elements: int, seed: int) -> None:
     """Nothing beyond a row is read, with masks or without."""
-    inputs = RUNNER.draw(Case(2, 1, (1500,)), seed)
+    inputs = RUNNER.draw(Case(2, 1, (1,)), seed)
     fields = ("state", "velocity", "teacher")
-    inputs = dataclasses.replace(inputs, **{f: getattr(inputs, f)[..., :1] for f in fields})
     wide = {f: getattr(inputs, f).new_full((3, 1, 2 * elements), torch.nan) for f in fields}
     generator = torch.Generator().manual_seed(seed)
     for tensor in wide.values():
