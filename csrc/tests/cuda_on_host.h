@@ -1,11 +1,13 @@
 // A CUDA device in plain C++, for the kernels of csrc/cuda: blocks run one after the other, the
 // threads of a block as fibers that take turns at barriers and shuffles. It is strict where a GPU
-// is lenient: shared memory starts as NaN, and an asynchronous copy arrives only when it is waited
-// for. Stands in for the CUDA part of cuda/platform.h.
+// is lenient: shared memory starts as NaN, threads run in an order that is drawn again for every
+// turn, and an asynchronous copy arrives either at once or only when it is waited for. The draws are
+// the same in every run. Stands in for the CUDA part of cuda/platform.h.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -13,6 +15,8 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -69,6 +73,7 @@ struct Block {
   ucontext_t scheduler;
 };
 inline Block* block = nullptr;
+inline std::minstd_rand draws;
 constexpr size_t kStack = 128 << 10;
 
 // The stack of the thread with this number; kept, because making them takes longer than most
@@ -149,9 +154,12 @@ inline void run_block(Block& b, int threads, size_t shared_bytes) {
     for (const Barrier& warp : b.warps) sum += warp.generation;
     return sum;
   };
+  std::vector<int> turns(threads);
+  std::iota(turns.begin(), turns.end(), 0);
   while (b.running > 0) {
     const int64_t before = progress();
-    for (int t = 0; t < threads; ++t) {
+    std::shuffle(turns.begin(), turns.end(), draws);
+    for (const int t : turns) {
       Fiber& fiber = b.fibers[t];
       if (fiber.done) continue;
       b.current = t;
@@ -203,7 +211,11 @@ inline void copy_async(void* to, const void* from, int valid = kCopyBytes) {
     std::abort();
   }
   host::Fiber& me = host::block->fibers[host::block->current];
-  me.groups.back().push_back({to, from, kCopyBytes, valid});
+  const host::Copy copy{to, from, kCopyBytes, valid};
+  if (host::draws() % 2 == 0)
+    host::arrive(copy);
+  else
+    me.groups.back().push_back(copy);
 }
 
 inline void end_copies() { host::block->fibers[host::block->current].groups.emplace_back(); }

@@ -371,6 +371,13 @@ int main() {
       const Case c{5, 2, 8, 64, 1, dtype, dtype, 2, reductions[++turn % 3]};
       check_affine({c, terms, false}, devices[1]);
     }
+  for (const auto& [dtype, velocity] : dtypes)  // a block goes through its stages several times
+    for (const int64_t unaligned : {0, 3}) {
+      const Case c{7,     1,        1, 13 * kChunk + unaligned,  1,
+                   dtype, velocity, 0, reductions[++turn % 3]};
+      check(c, 0, {1});
+      check_affine({c, orders[turn % 7], true}, {1});
+    }
   check_orders();
   for (const Reduction reduce : reductions) check_affine_ties(reduce);
   check_ties();
