@@ -88,7 +88,8 @@ class Schedule:
     Attributes:
         times: flow times in order of use, ``steps + 1`` values descending to the clean end (or to
             where a part of a schedule ends).
-        teacher_times: the teacher's grid, ascending.
+        teacher_times: the teacher's grid, ascending; its last is the noise level that runs begin
+            with.
         indices: the rows of the teacher's grid that ``times`` are, descending; None off the grid.
         teacher_timesteps: what the network is told at ``teacher_times[1:]``; as the path has it if
             empty (hosts round and interpolate in ways of their own).
@@ -222,27 +223,36 @@ class Schedule:
         """Whether the first step starts below the teacher's, from the same noise (free start)."""
         return self.times[0] < self.teacher_times[-1]
 
-    def _part(self, times: Sequence[float]) -> Schedule:
+    def _part(self, times: Sequence[float], level: float) -> Schedule:
         """This schedule with other times, of which nothing was measured, in the usual orders.
 
-        The amplitude is kept if every step starts where one of this schedule does: what the teacher
-        has at other times cannot be known from it.
+        The teacher's grid ends at ``level``, the time whose noise the first state has. The
+        amplitude is kept if every step starts where one of this schedule does: what the teacher has
+        at other times cannot be known from it.
         """
+        below = [t for t in self.teacher_times if t < level]
         rows = {t: i for i, t in enumerate(self.teacher_times)}
         known = all(t in rows for t in times)
         indices = tuple(rows[t] for t in times) if known else None
+        told = self.teacher_timesteps
+        if told:
+            own = dict(zip(self.teacher_times[1:], told, strict=True))
+            by_path = self.path.model_times(torch.tensor([level], dtype=torch.float64))
+            told = (*told[: len(below) - 1], own.get(level, float(by_path)))
         amplitude = self.amplitude
         if amplitude is not None:
             starts = {t: k for k, t in enumerate(self.times[:-1])}
             same = all(t in starts for t in times[:-1])
             amplitude = amplitude.part([starts[t] for t in times[:-1]]) if same else None
-        return replace(self, times=tuple(times), indices=indices, orders=(), cost=None,
+        return replace(self, times=tuple(times), teacher_times=(*below, level),
+                       teacher_timesteps=told, indices=indices, orders=(), cost=None,
                        amplitude=amplitude)  # fmt: skip
 
     def cut(self, *, sigma: float | None = None, strength: float | None = None) -> Schedule:
         """The part for image-to-image, which starts from an image with noise added.
 
-        Cut by noise level: the first step starts at that level itself, whatever knot is near.
+        Cut by noise level: the first step starts at that level itself, whatever knot is near, and
+        the part's teacher does, too.
 
         Args:
             sigma: the noise level to start at, as ``sigmas`` counts it.
@@ -264,7 +274,7 @@ class Schedule:
             start = float(self.path.times_of(torch.tensor(level, dtype=torch.float64)))
         valid = self.times[-1] < start <= self.teacher_times[-1]
         _expect(valid, name, f"a level above sigma {self.sigmas[-1]:g}, up to the teacher's", value)
-        return self._part((start, *(t for t in self.times if t < start)))
+        return self._part((start, *(t for t in self.times if t < start)), start)
 
     def split(self, *, at: float | Sequence[float]) -> list[Schedule]:
         """The schedule in parts that follow each other, cut where ``times`` fall below ``at``.
@@ -288,7 +298,12 @@ class Schedule:
         edges = [0, *bounds, self.steps]
         valid = bool(levels) and all(low < high for low, high in pairwise(edges))
         _expect(valid, "at", "levels with a step in every part", at)
-        return [self._part(self.times[low : high + 1]) for low, high in pairwise(edges)]
+        # A free start is the first part's.
+        levels = [self.teacher_times[-1], *(self.times[low] for low in edges[1:-1])]
+        return [
+            self._part(self.times[low : high + 1], level)
+            for (low, high), level in zip(pairwise(edges), levels, strict=True)
+        ]
 
     def to_json(self) -> str:
         """The file's text: the attributes, what derives from them, and a checksum over both."""
