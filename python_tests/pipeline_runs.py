@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipelines import PROMPTS, Case
+import oss_ext as oss
+from oss_ext import Schedule
+from oss_ext.models import from_pipeline
+from pipelines import CASES, PROMPTS, Case
+
+STEPS = 10
 
 
 class FirstState(Exception):
@@ -67,6 +73,48 @@ def first_state(pipe: Any, call: dict[str, Any], seeds: Iterable[int]) -> tuple[
         state, timestep = caught.args
         return state, timestep
     raise AssertionError("the pipeline took no step")
+
+
+@dataclass(frozen=True)
+class Searched:
+    pipe: Any
+    call: dict[str, Any]
+    model: Any
+    noise: Tensor
+    schedule: Schedule
+
+    def promised(self, schedule: Schedule | None = None, x: Tensor | None = None) -> Tensor:
+        """Where the search said that the pipeline ends, as its scheduler has states."""
+        schedule = schedule or self.schedule
+        x = oss.sample(self.model, self.noise if x is None else x, schedule)
+        return self.model.host.scale(schedule.times[-1]) * x
+
+    def got(self, **call: Any) -> Tensor:
+        return own_latents(self.pipe, self.call | call)
+
+
+def search(
+    name: str, scheduler: Any = None, *, kind: Any = None, start: str = "free", **call: Any
+) -> Searched:
+    """A pipeline with three steps found for it, whatever cost they have, of a teacher of STEPS."""
+    case = CASES[name]()
+    pipe = case.pipe if kind is None else kind(case.pipe)
+    if scheduler is not None:
+        vars(pipe)["scheduler"] = scheduler
+    takes = inspect.signature(type(pipe).__call__).parameters
+    call = {key: value for key, value in (case.call | call).items() if key in takes}
+    model = from_pipeline(pipe, **call, num_inference_steps=STEPS)
+    noise = model.noise(PROMPTS, 0)
+    trajectory = oss.teacher(model, noise, steps=STEPS)
+    n = trajectory.steps  # fewer where an image-to-image pipeline starts part-way
+    rows = [n - 2 if start == "free" else n, n // 2, n // 5, 0]
+    return Searched(pipe, call, model, noise, trajectory.schedule(rows))
+
+
+def assert_close(got: Tensor, expected: Tensor, bound: float = 1e-5) -> None:
+    got = got.view_as(expected)
+    error = float((got - expected).abs().max() / expected.abs().max())
+    assert error <= bound, f"relative error {error:.2e}"
 
 
 def reloaded(case: Case, folder: Path) -> Case:

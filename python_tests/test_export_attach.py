@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -28,53 +26,17 @@ from diffusers import (
 
 import oss_ext as oss
 from driver_cases import each_seed, one_thread  # noqa: F401
-from oss_ext import Schedule, export
+from oss_ext import export
 from oss_ext.export import ExportError
 from oss_ext.hosts import UnknownScheduler
 from oss_ext.models import from_pipeline
-from pipeline_runs import first_state, own_latents
-from pipelines import CASES, PROMPTS, SD_BETAS, draw
+from pipeline_runs import STEPS, Searched, assert_close, first_state, own_latents, search
+from pipelines import CASES, PROMPTS, SD_BETAS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning:diffusers")
 
-STEPS = 10
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 LEADING = SD_BETAS | {"timestep_spacing": "leading", "steps_offset": 1}
-
-
-@dataclass(frozen=True)
-class Searched:
-    pipe: Any
-    call: dict[str, Any]
-    model: Any
-    noise: Tensor
-    schedule: Schedule
-
-    def promised(self, schedule: Schedule | None = None, x: Tensor | None = None) -> Tensor:
-        """Where the search said that the pipeline ends, as its scheduler has states."""
-        schedule = schedule or self.schedule
-        x = oss.sample(self.model, self.noise if x is None else x, schedule)
-        return self.model.host.scale(schedule.times[-1]) * x
-
-    def got(self, **call: Any) -> Tensor:
-        return own_latents(self.pipe, self.call | call)
-
-
-def search(
-    name: str, scheduler: Any = None, *, kind: Any = None, start: str = "free", **call: Any
-) -> Searched:
-    """A pipeline with three steps searched for it, whatever cost they have."""
-    case = CASES[name]()
-    pipe = case.pipe if kind is None else kind(case.pipe)
-    if scheduler is not None:
-        vars(pipe)["scheduler"] = scheduler
-    takes = inspect.signature(type(pipe).__call__).parameters
-    call = {key: value for key, value in (case.call | call).items() if key in takes}
-    model = from_pipeline(pipe, **call, num_inference_steps=STEPS)
-    noise = model.noise(PROMPTS, 0)
-    trajectory = oss.teacher(model, noise, steps=STEPS)
-    rows = [STEPS - 2 if start == "free" else STEPS, 5, 2, 0]
-    return Searched(pipe, call, model, noise, trajectory.schedule(rows))
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +44,6 @@ def sd3() -> Iterator[Searched]:
     found = search("sd3")
     yield found
     found.model.close()
-
-
-def assert_close(got: Tensor, expected: Tensor, bound: float = 1e-5) -> None:
-    got = got.view_as(expected)
-    error = float((got - expected).abs().max() / expected.abs().max())
-    assert error <= bound, f"relative error {error:.2e}"
 
 
 # --- on and off ---------------------------------------------------------------------------------
@@ -245,16 +201,6 @@ def test_orders_that_the_solver_does_not_have_are_refused(sd3: Searched) -> None
             export.attach(schedule, sd3.pipe)
 
 
-def test_a_run_that_begins_part_way_takes_the_orders_that_it_can(sd3: Searched) -> None:
-    schedule = replace(sd3.schedule, solver="dpmpp-2m", orders=(1, 2, 1))
-    made = export.scheduled(schedule, sd3.pipe.scheduler)
-    made.set_begin_index(1)
-    x, v = torch.randn(2, 1, *sd3.model.shape)
-    (moved,) = made.step(v, made.timesteps[1], x)
-    t, t_next = schedule.times[1:3]
-    assert_close(moved, x + (t_next - t) * v)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_states_keep_the_precision_of_the_pipeline(dtype: torch.dtype) -> None:
     found = search("sd3")
@@ -266,43 +212,6 @@ def test_states_keep_the_precision_of_the_pipeline(dtype: torch.dtype) -> None:
     t, t_next = found.schedule.times[:2]
     assert_close(out[0].float(), (1 + t_next - t) * state.float(), 0.01)
     assert_close(out.pred_original_sample, (1 - t) * state.float(), 0.01)
-
-
-# --- image to image -----------------------------------------------------------------------------
-
-
-def sd_image(pipe: Any) -> Any:
-    return diffusers.StableDiffusionImg2ImgPipeline(
-        **pipe.components, requires_safety_checker=False
-    )
-
-
-IMAGES: dict[str, tuple[str, Callable[[], Any], Any]] = {
-    "flow": ("flux_img2img", lambda: None, None),
-    "vp": ("sd", lambda: None, sd_image),
-    "ve": ("sd", lambda: EulerDiscreteScheduler(**LEADING), sd_image),
-}
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_image_to_image_runs_a_cut_schedule_at_full_strength(name: str) -> None:
-    pipeline, scheduler, kind = IMAGES[name]
-    image = draw(5, PROMPTS, 3, 16, 16).sigmoid()
-    found = search(pipeline, scheduler(), kind=kind, start="pinned", image=image, strength=1.0)
-    parts = [found.schedule, *(found.schedule.cut(strength=share) for share in (0.6, 0.35))]
-    states = []
-    for part in parts:
-        with export.attach(part, found.pipe):
-            state, _ = first_state(found.pipe, found.call, range(PROMPTS))
-            got = found.got()
-        states.append(state)
-        x = state.view(PROMPTS, *found.model.shape) / found.model.host.scale(part.times[0])
-        assert_close(got, found.promised(part, x))
-    # All start from the one image, with the one noise at the level of their first times.
-    levels = torch.tensor([found.model.host.alpha_beta(part.times[0]) for part in parts])
-    image_and_noise = torch.linalg.solve(levels[:2], torch.stack(states[:2]).flatten(1))
-    assert_close(states[2].flatten(), levels[2] @ image_and_noise, 1e-4)
-    assert float(levels[1, 1]) < float(levels[0, 1])
 
 
 # --- what does not fit --------------------------------------------------------------------------

@@ -46,12 +46,15 @@ class Pipeline:
     def __call__(
         self, *, num_inference_steps: int, generator: Any, prompt: list[str]
     ) -> Any:  # as diffusers has it
-        self.scheduler.set_timesteps(num_inference_steps)
+        self.set_timesteps(num_inference_steps)
         x = torch.stack([torch.randn(3, generator=g) for g in generator])
         for t in self.timesteps():
             x = self.scheduler.step(self.network(x, t), t, x, return_dict=False)[0]
             x = self.edited(x)
         return SimpleNamespace(images=x)
+
+    def set_timesteps(self, steps: int) -> None:
+        self.scheduler.set_timesteps(steps)
 
     def network(self, x: Tensor, t: Tensor) -> Tensor:
         return x.sin() + t / 1000
@@ -337,9 +340,37 @@ def test_a_loop_that_does_more_than_step_is_refused(kind: type[Pipeline], messag
 
 
 def test_a_pipeline_that_takes_no_step_is_refused() -> None:
-    with pytest.raises(RuntimeError, match=r"^Stepless has left its loop"):
+    with pytest.raises(RuntimeError, match=r"^Stepless took no step of its own scheduler"):
         velocities(Stepless(), 0.5)
     assert runs() == []
+
+
+class Guided(Pipeline):
+    def __init__(self, guider: Any) -> None:
+        super().__init__()
+        self.guider = guider
+        self.components["guider"] = guider
+
+
+@pytest.mark.parametrize(
+    ("guider", "fault"),
+    [
+        (diffusers.ClassifierFreeGuidance(start=0.1), r"start=0\.1"),
+        (diffusers.ClassifierFreeGuidance(stop=0.9), r"stop=0\.9"),
+        (diffusers.AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=-0.5),
+         r"\w*momentum=-0\.5"),
+        (diffusers.ClassifierFreeGuidance(), ""),
+        (diffusers.ClassifierFreeGuidance(start=0.1, enabled=False), ""),
+    ],
+)  # fmt: skip
+def test_a_guider_that_looks_at_the_number_of_the_step_is_refused(guider: Any, fault: str) -> None:
+    if fault:
+        with pytest.raises(
+            ValueError, match=rf"^pipe: guider is a \w+ with {fault}, which changes"
+        ):
+            make(Guided(guider), {"prompt": ["a", "b"]})
+    else:
+        make(Guided(guider), {"prompt": ["a", "b"]})
 
 
 def test_inpainting_is_refused_by_what_it_does() -> None:

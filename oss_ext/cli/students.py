@@ -25,6 +25,7 @@ from oss_ext.cli.base import (
 from oss_ext.export import attach
 from oss_ext.files import replacing
 from oss_ext.models.pipeline import PipelineModel
+from oss_ext.models.pipeline_call import full_strength
 from oss_ext.report import is_picture_file, plot_samples
 from oss_ext.sampling import sample as sample_schedule
 from oss_ext.schedule import Schedule
@@ -89,10 +90,11 @@ def draw(model: PipelineModel, schedule: Schedule, samples: int, seed: int, forc
     Of videos, the frame in the middle.
     """
     images: list[Tensor] = []
+    fixed = {"num_inference_steps": schedule.steps, **full_strength(model.pipe)}
     with attach(schedule, model.pipe, force=force):
         for first in range(0, samples, model.slots):
             call = model.call(first // model.slots, model.seeds(first, seed))
-            made = model.pipe(**call | {"num_inference_steps": schedule.steps})
+            made = model.pipe(**call | fixed)
             pictures = getattr(made, "images", None)
             if pictures is None:
                 pictures = [video[len(video) // 2] for video in made.frames]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,19 +49,28 @@ def check_host(schedule: Schedule, host: Host, force: bool = False) -> None:
 
 
 def check_shift(
-    schedule: Schedule, host: Host, mu: float | None = None, force: bool = False
+    schedule: Schedule,
+    host: Host,
+    mu: float | None = None,
+    force: bool = False,
+    before: Sequence[float] | None = None,
 ) -> None:
     """``ExportError`` if the teacher had another time shift than the host, unless ``force``.
 
     The steps would be those that were searched, but for a model at another resolution or
-    configuration. Teachers that are not evenly spaced before a shift say nothing of it.
+    configuration. Teachers that are not evenly spaced before a shift say nothing of it. ``before``:
+    the sigmas that the host is to shift, descending, if they are shifted already.
     """
     if force or host.state != "flow":
         return
     if host.config.get("shift_terminal"):
         return  # a stretched grid is even before another shift
     theirs = host.shift(mu)
-    ours = shift_of(torch.tensor(schedule.teacher_times, dtype=torch.float64))
+    if theirs is not None and before is not None and len(before) > 0:
+        given = torch.as_tensor(before, dtype=torch.float64).flatten().flip(0)
+        theirs *= shift_of(torch.cat([given.new_zeros(1), given])) or 1.0
+    grid = torch.tensor(schedule.teacher_times, dtype=torch.float64)
+    ours = shift_of(grid) or shift_of(grid[:-1])  # a part's last may be no time of the teacher's
     if ours is None or theirs is None or abs(math.log(ours / theirs)) < SHIFT_TOLERANCE:
         return
     raise ExportError(
@@ -85,11 +95,19 @@ class Scheduled(StandIn):
     host: Host
     force: bool
     order = 1
+    INSTEAD: ClassVar = {"add_noise": "_add_noise", "scale_noise": "_scale_noise"}
+    _asked_for_start = False
 
     def set_timesteps(
         self, num_inference_steps: Any = None, device: Any = None, **options: Any
     ) -> None:
-        check_shift(self.schedule, self.host, options.get("mu"), self.force)
+        # Some pipelines shift the sigmas that they hand in, and leave nothing for the scheduler.
+        before = options.get("sigmas")
+        check_shift(self.schedule, self.host, options.get("mu"), self.force, before)
+        self.begin(device)
+
+    def begin(self, device: Any = None) -> None:
+        """Before the first step."""
         times = torch.tensor(self.schedule.times, dtype=torch.float64)
         told = torch.tensor(self.schedule.timesteps, dtype=torch.float64)
         fractions = self.host.whole_timesteps and bool((told != told.round()).any())
@@ -107,7 +125,43 @@ class Scheduled(StandIn):
 
     @property
     def init_noise_sigma(self) -> float:
+        self._asked_for_start = True
         return first_scale(self.schedule, self.host)
+
+    def _add_noise(
+        self, original_samples: Tensor, noise: Tensor, timesteps: Tensor, **options: Any
+    ) -> Tensor:
+        state = self._free_start(original_samples, noise, timesteps)
+        if state is None:
+            state = super().add_noise(original_samples, noise, timesteps, **options)  # type: ignore[misc]
+        return state
+
+    def _scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor, **options: Any) -> Tensor:
+        state = self._free_start(sample, noise, timestep)
+        if state is None:
+            state = super().scale_noise(sample, timestep, noise, **options)  # type: ignore[misc]
+        return state
+
+    def _free_start(self, clean: Tensor, noise: Tensor, timestep: Any) -> Tensor | None:
+        """What a free start from an image begins with: the image and noise at the teacher's level.
+
+        None anywhere else, where noise is added as the host does it.
+        """
+        at = torch.as_tensor(timestep).flatten()
+        if at.numel() == 0:
+            raise ExportError(self._part_way("beyond the last step"))
+        self._asked_for_start = True
+        if not self.schedule.starts_below or float(at[0]) != float(self.timesteps[0]):
+            return None
+        t = self.schedule.teacher_times[-1]
+        return ((1 - t) * clean + t * noise) * self.host.scale(self.schedule.times[0])
+
+    def _part_way(self, where: str) -> str:
+        return (
+            f"schedule: the pipeline begins {where} of {self.schedule.steps}, but would not run "
+            "what was searched; call it with strength=1 and no denoising_start: schedule.cut(...) "
+            "and schedule.split(...) give parts that are run whole"
+        )
 
     @property
     def step_index(self) -> int | None:
@@ -122,12 +176,25 @@ class Scheduled(StandIn):
 
     def _index(self, timestep: Any) -> int:
         if self._step_index is None:
-            if self._begin_index is not None:
-                self._step_index = self._begin_index
-            else:
+            k = self._begin_index
+            if k is None:
                 wanted = torch.as_tensor(timestep).to(self.timesteps).flatten()[0]
-                self._step_index = int((self.timesteps - wanted).abs().argmin())
+                k = int((self.timesteps - wanted).abs().argmin())
+            self._check_start(k)
+            self._step_index = k
         return self._step_index
+
+    def _check_start(self, k: int) -> None:
+        """``ExportError`` if step ``k`` is not the first, or not taken from the right state."""
+        if k > 0:
+            raise ExportError(self._part_way(f"at step {k + 1}"))
+        # From noise as it is, without having asked for its scale.
+        scale = first_scale(self.schedule, self.host)
+        if self.schedule.starts_below and scale != 1 and not self._asked_for_start:
+            raise ExportError(
+                f"schedule: starts from {scale:.6g} times the noise (free start), but the pipeline "
+                "does not scale its noise; search with start='pinned'"
+            )
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         t = self.schedule.times[self._index(timestep)]
@@ -142,10 +209,7 @@ class Scheduled(StandIn):
         t, t_next = self.schedule.times[k : k + 2]
         x = sample.float() / self.host.scale(t)
         v = self.host.velocity(model_output, x, t)
-        # A run that begins part-way lacks the outputs that a high order asks for.
-        known = 0 if self._history is None else len(self._history.times)
-        order = min(self._orders[k], self.solver.highest_order(known, t_next))
-        moved, self._history = self.solver.step(self._history, x, v, t, t_next, order)
+        moved, self._history = self.solver.step(self._history, x, v, t, t_next, self._orders[k])
         moved = moved * self.host.scale(t_next)
         self._step_index = k + 1
         return StepOutput((moved.to(sample.dtype),), x - t * v)
@@ -184,7 +248,7 @@ def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any
     Raises:
         ExportError: a schedule of another path or time shift (unless ``force``), or of a solver
             that evaluates the model between the steps, which pipelines do not. A shift by
-            resolution is known, and checked, when the pipeline runs.
+            resolution, or by the pipeline, is known, and checked, when that runs.
         ValueError: orders that the schedule's solver does not have.
         UnknownScheduler: a scheduler that cannot be read.
     """
@@ -200,7 +264,9 @@ def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any
     solver.check_orders(schedule.orders, schedule.times)
     made = stand_in(Scheduled, scheduler)
     made.schedule, made.solver, made.host, made.force = schedule, solver, host, force
-    made.set_timesteps()
+    if host.shift() != 1:  # else the pipeline may shift its sigmas itself
+        check_shift(schedule, host, force=force)
+    made.begin()
     return made
 
 
@@ -210,8 +276,9 @@ def attach(
     """Make ``pipe(...)`` run exactly this schedule, whatever its scheduler and arguments are.
 
     ``with attach(schedule, pipe): pipe(prompt)`` or, until ``detach()``, ``attach(schedule,
-    pipe)``. Image-to-image pipelines cut schedules by index: attach ``schedule.cut(strength=0.6)``
-    and call with ``strength=1``. An ``amplitude`` of the schedule has no effect.
+    pipe)``. Call image-to-image pipelines with ``strength=1``, whatever the schedule was searched
+    with: they would cut it once more, by index. ``schedule.cut(strength=0.6)`` is a part of one
+    that was searched from noise. An ``amplitude`` of the schedule has no effect.
 
     Args:
         schedule: what was searched.
@@ -221,7 +288,8 @@ def attach(
 
     Raises:
         ExportError: a schedule of another model, path, shift or solver; where the shift depends
-            on the resolution, the pipeline raises it when it runs.
+            on the resolution or the pipeline, that raises it when it runs, as it does where it
+            begins anywhere but at the first step.
         ValueError: orders that the schedule's solver does not have.
         UnknownScheduler: a scheduler that cannot be read.
     """

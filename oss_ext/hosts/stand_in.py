@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 
 class StandIn:
-    """Mixed into a scheduler's own class by ``stand_in``: overrides some of its answers."""
+    """Mixed into a scheduler's own class by ``stand_in``: overrides some of its answers.
+
+    ``INSTEAD`` names methods that take the place of those that not every scheduler has: pipelines
+    look whether they are there.
+    """
+
+    INSTEAD: ClassVar[Mapping[str, str]] = {}
 
 
 class StepOutput(tuple[Tensor]):
@@ -36,9 +43,9 @@ def stand_in(mixin: type[StandIn], scheduler: Any) -> Any:
     scheduler = original_of(scheduler)
     original = type(scheduler)
     methods = {}
-    for name in ("set_timesteps", "step"):
-        override = _signed_as(getattr(mixin, name), getattr(original, name))
-        methods[name] = override
+    for name, ours in {"set_timesteps": "set_timesteps", "step": "step", **mixin.INSTEAD}.items():
+        if hasattr(original, name):
+            methods[name] = _signed_as(getattr(mixin, ours), getattr(original, name))
     kind = type(original.__name__, (mixin, original), methods)
     copy: Any = object.__new__(kind)
     vars(copy).update(vars(scheduler), _original=scheduler)

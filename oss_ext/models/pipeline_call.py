@@ -74,6 +74,15 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
                 f"pipe: {type(pipe).__name__} has a {name}, which changes what the network does "
                 "with the number of the step"
             )
+    prepare = getattr(type(pipe), "prepare_latents", None)
+    if prepare is not None and "is_strength_max" in inspect.signature(prepare).parameters:
+        strength = call.get("strength", known["strength"].default if "strength" in known else 1)
+        if strength != 1:
+            raise ValueError(
+                f"strength: expected 1.0 for {type(pipe).__name__}, got {strength!r}: only there "
+                "it runs all steps of a schedule, and then from noise alone"
+            )
+    _refuse_guiders(pipe)
     for name, component in getattr(pipe, "components", {}).items():
         if getattr(component, "is_cache_enabled", False):
             raise ValueError(
@@ -84,6 +93,32 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
                 f"pipe: {name} is told where each step ends (mean flow), which a search does not "
                 "know before it has evaluated it"
             )
+
+
+def full_strength(pipe: Any) -> dict[str, float]:
+    """What makes an image-to-image pipeline run a schedule from its first step."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    return {"strength": 1.0} if "strength" in known else {}
+
+
+def _refuse_guiders(pipe: Any) -> None:
+    """``ValueError`` if a guider does something else at every number of the step."""
+    for name in ("guider", "ocr_guider"):
+        guider = getattr(pipe, name, None)
+        config = getattr(guider, "config", {})
+        for key, value in config.items() if config.get("enabled", True) else ():
+            by_step = {
+                "start": value not in (None, 0.0),
+                "stop": value not in (None, 1.0),
+                "start_step": value not in (None, 0),
+                "momentum": value is not None,
+            }
+            if any(key.endswith(end) and unfit for end, unfit in by_step.items()):
+                raise ValueError(
+                    f"pipe: {name} is a {type(guider).__name__} with {key}={value!r}, which "
+                    "changes what the network does with the number of the step; search with one "
+                    f"that does not, e.g. pipe.{name} = ClassifierFreeGuidance(...)"
+                )
 
 
 def count_items(call: Mapping[str, Any]) -> int:
@@ -109,7 +144,9 @@ def select(call: Mapping[str, Any], items: int, group: int, batch: int) -> dict[
     chosen: dict[str, Any] = {}
     for name, value in call.items():
         if name in TEXTS and isinstance(value, str):
-            chosen[name] = [value] * batch
+            chosen[name] = [value] * batch if batch > 1 else value
+        elif name in TEXTS and batch == 1 and isinstance(value, list) and len(value) == items:
+            chosen[name] = value[wanted[0]]  # not every pipeline takes lists
         elif items == 1 and not isinstance(value, list | tuple) and name in ("image", "video"):
             chosen[name] = [value] * batch if batch > 1 else value
         elif isinstance(value, list | tuple) and len(value) == items:

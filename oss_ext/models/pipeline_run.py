@@ -61,17 +61,22 @@ class Recorder(StandIn):
     _given: Tensor | None = None
     _asked: float = 0.0
     _turns: int = 0
+    _handed: tuple[Tensor, ...] = ()
 
     def set_timesteps(self, *args: Any, **options: Any) -> None:
         super().set_timesteps(*args, **options)  # type: ignore[misc]
+        self._handed = (*self._handed, self.timesteps)  # some pipelines loop over an earlier one
         self.run.mu = options.get("mu")
         self.run.host = read_host(self)  # now with the steps that the pipeline chose
         self.run.host_grid = self.run.host.grid()
 
     def scale_model_input(self, sample: Tensor, *args: Any, **options: Any) -> Tensor:
         # Requests are states as the network is to see them; only the first state is not one.
-        if self._given is None:
-            return super().scale_model_input(sample, *args, **options)  # type: ignore[misc]
+        # Those of flow models have no such method, which some pipelines find out by the class.
+        own = getattr(super(), "scale_model_input", None)
+        if self._given is None and own is not None:
+            scaled: Tensor = own(sample, *args, **options)
+            return scaled
         return sample
 
     def step(
@@ -87,7 +92,8 @@ class Recorder(StandIn):
         self._turns -= 1
         answer = Answer(model_output, float(timestep.flatten()[0]), sample)
         request = self.run.exchange(answer, last=self._turns == 0)
-        self.timesteps.fill_(request.timestep)
+        for timesteps in self._handed:
+            timesteps.fill_(request.timestep)
         if isinstance(getattr(self, "sigmas", None), Tensor):
             self.sigmas.fill_(request.sigma)
         self._asked = float(self.timesteps[-1])
@@ -163,7 +169,13 @@ class Run:
             target=self._work, args=(call, dict(arguments)), name=f"oss {self.name}", daemon=True
         )
         self._thread.start()
-        self.first = self._ask(None)
+        try:
+            self.first = self._ask(None)
+        except Ended:
+            raise RuntimeError(
+                f"{self.name} took no step of its own scheduler: search each pipeline that it is "
+                "made of"
+            ) from None
         if not hasattr(self, "host"):
             self.close()
             raise RuntimeError(f"{self.name} did not set its scheduler's timesteps")
