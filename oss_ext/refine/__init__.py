@@ -291,7 +291,8 @@ def refine(
         raise ValueError(f"budget: expected {needed} or more, got {budget}")
     seen, unseen = range(samples - held), range(samples - held, samples)
     # The checks at the end, and a trial that has begun, must be paid for too.
-    reserved = run * (checked * held + len(seen))
+    # So must what is run again where rows are made finer: the path so far, and its cost.
+    reserved = run * (checked * held + len(seen) * (3 if off_grid else 1))
     most = 0 if budget is None else budget * samples
     limit = most - reserved if most else math.inf
     with progress_bar("refine", most, progress, steps=steps) as bar:
@@ -355,7 +356,9 @@ def _refine(
     found = [*sorted(ends, key=_Found.mean), best_start]
     if off_grid and evaluator.nfe < options["limit"]:
         runner = Runner(evaluator, trajectory, solver, keep_bytes, FINENESS)
-        found = [replace(f, rows=tuple(FINENESS * row for row in f.rows)) for f in found]
+        place = {t: row for row, t in enumerate(runner.times)}
+        grid = trajectory.times.tolist()
+        found = [replace(f, rows=tuple(place[grid[row]] for row in f.rows)) for f in found]
         race = Race(runner, evaluator, seen, orders=found[0].orders, **options)
         rows, score = descend(race, found[0].rows, found[0].score, FINENESS // 2)
         found[0] = replace(found[0], rows=rows, score=score)
@@ -370,7 +373,7 @@ def _refine(
     schedule = trajectory.schedule_at(
         [runner.times[row] for row in best.rows],
         solver=solver,
-        orders=best.orders,
+        orders=best.orders and runner.orders_of(best.rows, best.orders),
         method="refined",
         objective=objective,
         cost=cost,

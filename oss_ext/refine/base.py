@@ -37,7 +37,8 @@ class Runner:
         trajectory: the teacher.
         solver: name of the student's solver.
         keep_bytes: memory for states and velocities; the oldest are forgotten.
-        fineness: rows per teacher step; those between are evenly spaced in flow time.
+        fineness: rows per teacher step; those between are evenly spaced in flow time, and at times
+            that the network knows.
     """
 
     def __init__(
@@ -49,7 +50,10 @@ class Runner:
         fineness: int = 1,
     ) -> None:
         self._evaluator, self._trajectory = evaluator, trajectory
-        self._solver, self.times = solvers.get(solver), fine_times(trajectory, fineness)
+        self._solver = solvers.get(solver)
+        least = evaluator.model.path.span[0]
+        fine = fine_times(trajectory, fineness)
+        self.times = [fine[0], *(t for t in fine[1:] if t >= min(least, fine[fineness]))]
         # What is known after a prefix of rows, taken in some orders: state, history and, once it
         # was needed, velocity.
         self._known: OrderedDict[tuple[int, Rows, Orders], list[Any]] = OrderedDict()
@@ -66,6 +70,17 @@ class Runner:
         """``samples`` in the groups that are run at once."""
         yield from torch.tensor(list(samples)).split(self._group)
 
+    def orders_of(self, rows: Rows, orders: Orders) -> Orders:
+        """What the steps of ``rows`` are taken in: ``orders`` as far as there are such steps.
+
+        From pure noise and to the clean end there are none of a high order, wherever the path that
+        ``orders`` were chosen for began and ended.
+        """
+        times = [self.times[row] for row in rows]
+        if not orders:
+            return self._solver.usual_orders(times)
+        return tuple(map(min, orders, self._solver.highest_orders(times)))
+
     def residuals(self, rows: Rows, group: Tensor, orders: Orders = ()) -> Tensor:
         """Where the path ``rows`` (descending, to 0) ends, less the teacher's end, ``[n, D]``.
 
@@ -74,7 +89,7 @@ class Runner:
         name = int(group[0])
         # Those of a step may depend on where the path begins and ends, so they are part of what is
         # known of a prefix.
-        orders = orders or self._solver.usual_orders([self.times[row] for row in rows])
+        orders = self.orders_of(rows, orders)
         for k in range(self._first_unknown(name, rows, orders), len(rows)):
             self._step(name, rows[: k + 1], orders[:k], group)
         x = self._entry(name, rows, orders, group)[0]
@@ -96,7 +111,7 @@ class Runner:
         most = AHEAD_BYTES // (len(rows) * len(group) * self._trajectory.noise[0].nbytes)
         walks = []
         for rows, group, orders in paths[: max(self.at_once, most)]:
-            orders = orders or self._solver.usual_orders([self.times[row] for row in rows])
+            orders = self.orders_of(rows, orders)
             known = self._first_unknown(int(group[0]), rows, orders)
             walks.append((rows, group, orders, known))
         made: dict[Any, list[Any]] = {}

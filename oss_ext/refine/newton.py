@@ -33,6 +33,8 @@ LEAST_GAIN = 0.02
 def gauss_newton(race: Race, rows: Rows, score: Tensor) -> tuple[Rows, Tensor]:
     """Secants around ``rows`` and steps on them as long as they help."""
     knots = range(race.first, len(rows) - 1)
+    if not knots:
+        return rows, score
     start = race.residuals(rows)
     secants = torch.zeros(*start.shape, len(knots), dtype=start.dtype, device=start.device)
     front = score[: len(start)].mean()
