@@ -80,7 +80,7 @@ def search_groups(
     begin, samples = time.perf_counter(), len(noise)
     first: SearchResult | None = None
     tables: list[dp.Table] = []
-    nfe, seconds, peak = 0, 0.0, 0
+    nfe, seconds, taught_here, peak = 0, 0.0, 0.0, 0
     with progress_bar("samples", samples, progress, unit="sample") as bar:
         for part, states in in_groups(model, noise, group):
             leg = part.leg()
@@ -98,6 +98,7 @@ def search_groups(
             assert found.table is not None
             tables.append(found.table)
             nfe, seconds = max(nfe, found.nfe), seconds + trajectory.seconds
+            taught_here += trajectory.seconds
             peak = found.peak_bytes
             if first is None:
                 first = found  # with its teacher, so that the answers which made this are kept
@@ -113,7 +114,9 @@ def search_groups(
         samples=samples,
         table=_joined(tables),
         nfe=nfe,
-        seconds=time.perf_counter() - begin - seconds,
+        # The teachers of groups that an earlier process has searched took none of this one's time,
+        # nor did the first one, if it was resumed.
+        seconds=max(0.0, time.perf_counter() - begin - taught_here),
         peak_bytes=max(first.peak_bytes, peak),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -156,6 +158,29 @@ def cut(folder: Path, run: Run, model: Model, calls: int) -> None:
         run(checkpoint.recorded(Dies(model, calls)))
 
 
+class Slow(Wrapped):
+    """Takes its time."""
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        for answer in super().answers(requests):
+            time.sleep(0.01)
+            yield answer
+
+
+def test_a_resumed_search_in_groups_takes_the_time_that_it_takes(tmp_path: Path) -> None:
+    model = random_mixture(5, torch.float32)
+    counted = Dies(model)
+    in_groups(counted)
+    cut(tmp_path / "c", in_groups, Slow(model), counted.calls - 10)
+    with Checkpoint(tmp_path / "c", {}, resume=True) as checkpoint:
+        teach = functools.partial(oss.teacher, steps=12)
+        found = oss.search_groups(
+            checkpoint.recorded(model), model.noise(7, 3), 4, group=3, aggregate="mean", teach=teach
+        )
+    assert 0 <= found.seconds < 5
+    assert found.trajectory.seconds > 0.01
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 @each_seed(3)
 def test_a_leg_whose_file_is_damaged_is_made_again(
@@ -270,4 +295,4 @@ def test_rows_that_there_was_memory_for_are_known_after_a_leg(tmp_path: Path) ->
         assert run(checkpoint.recorded(again)) == expected
         assert not checkpoint.notes
     assert again.calls == 5
-    assert again.most_rows is None  # that is the recorded one's
+    assert again.most_rows == 1  # nor does a later search ask for more

@@ -121,6 +121,24 @@ def test_a_bad_sample_is_named_by_its_place() -> None:
         oss.search_groups(model, model.noise(6), 2, group=3)
 
 
+@pytest.mark.filterwarnings("ignore:model .* ran out of memory:RuntimeWarning")
+def test_what_there_was_memory_for_is_known_to_the_next_group() -> None:
+    failed = 0
+
+    def network(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        nonlocal failed
+        if len(x) > 2:
+            failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x * t.to(x.dtype)[:, None, None]
+
+    model = from_callable(network, SHAPE)
+    oss.search_groups(
+        model, model.noise(12), 2, group=4, teach=lambda part, x: oss.teacher(part, x, 6)
+    )
+    assert (failed, model.most_rows) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -172,6 +172,9 @@ def search(
     )
     if host is not None:
         needs = export.needs(host, model.path)
+        if host in export.FORMATS:
+            first = float(times[-1]) if needs.pinned else float(times[-2])
+            export.get(host).check_path(model.path, first)
         if needs.pinned and start == "free":
             raise click.UsageError(f"--start: {host} needs a pinned start, got free")
         if needs.whole_timesteps and off_grid:
@@ -253,7 +256,6 @@ def search(
         click.echo(result.summary())
         found = _contenders(result, model.name, "; ".join(notes))
         if amplitude is not None:
-            model.most_rows = answers.most_rows
             for n, c in enumerate(found):
                 assert c.schedule is not None
                 made: Iterable[Trajectory] = [trajectory]
