@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli_cases import TINY, Oss, assert_fails, files
+from cli_cases import TINY, Oss, assert_fails, assert_misused, files
 from driver_cases import one_thread  # noqa: F401
 from oss_ext.baselines import BASELINES, Baseline, Calibration, UnableError
 from oss_ext.contest import METHODS
@@ -71,6 +71,12 @@ def test_files_and_methods_are_judged_together(oss: Oss, found: list[str]) -> No
     run = Run.load("run")
     assert [c.method for c in run.contenders] == ["uniform", "fast", "file"]
     assert "that of fast of as many" in outcome.out
+
+
+def test_samples_that_methods_have_seen_are_not_held_out(oss: Oss) -> None:
+    for seeds in (["--seed=0"], ["--seed=4", "--calibration-seed=4"]):
+        outcome = oss("compare", *TINY, "--methods=uniform", "--steps=2", *seeds)
+        assert_misused(outcome, "--seed: expected another than --calibration-seed")
 
 
 def test_an_unknown_reference_is_named(oss: Oss) -> None:

@@ -34,6 +34,16 @@ from network import Network
 class Settings:
     rate: float = 0.7
 
+def diffusion(beta_end=0.012):
+    path = oss_ext.noise.VPPath(beta_end=beta_end)
+    net = Network(0.7).requires_grad_(False)
+    return oss_ext.models.from_callable(net, (1, 4, 4), path=path, predicts="eps", name="mine")
+
+def pure():
+    path = oss_ext.noise.VPPath(zero_terminal_snr=True)
+    net = Network(0.7).requires_grad_(False)
+    return oss_ext.models.from_callable(net, (1, 4, 4), path=path, predicts="v", name="pure")
+
 def make(rate=0.7):
     net = Network(Settings(rate).rate).requires_grad_(False)
     return oss_ext.models.from_callable(net, (1, 4, 4), name="mine", data_range=2.0)
@@ -82,6 +92,45 @@ def test_options_of_the_function_change_the_network(oss: Oss) -> None:
     assert_fails(oss("search", other[0], "--set=speed=1"), "no option 'speed'", "options: rate")
 
 
+def test_a_schedule_of_another_path_is_refused(oss: Oss) -> None:
+    other = "--model=nets/mine.py:diffusion"
+    assert oss("search", "--model=nets/mine.py:make", *TINY, "--steps=2").code == 0
+    for command, *options in (["compare", "--samples=3"], ["sample", "--out=x.safetensors"]):
+        outcome = oss(command, "schedules/mine-2.json", other, *options, "--quiet")
+        assert_misused(outcome, "the schedule is of the path FlowPath(", "'mine' has VPPath(")
+    assert oss("search", other, *TINY, "--steps=2").code == 0
+    fewer = (other, "--set=beta_end=0.015", "--quiet", "--out=x.safetensors")
+    outcome = oss("sample", "schedules/mine-2.json", *fewer)
+    assert_misused(outcome, "the schedule is of the path VPPath(")
+    assert oss("sample", "schedules/mine-2.json", *fewer, "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "host", "message"),
+    [
+        ("diffusion", "wan", "wan: expected a schedule of a flow model, got one of a vp path"),
+        ("diffusion", "lightx2v", "lightx2v: expected a schedule of a flow model"),
+        ("pure", "comfyui", "comfyui: the schedule starts at pure noise, where sigma is infinite"),
+    ],
+)
+def test_a_host_without_such_models_is_refused_before_the_search(
+    oss: Oss, function: str, host: str, message: str
+) -> None:
+    model = f"--model=nets/mine.py:{function}"
+    assert_fails(oss("search", model, *TINY, "--steps=2", f"--for={host}"), message)
+    assert not Path("schedules").exists()
+
+
+def test_a_table_holds_pure_noise(oss: Oss) -> None:
+    assert (
+        oss("search", "--model=nets/mine.py:pure", *TINY, "--steps=2", "--start=pinned").code == 0
+    )
+    outcome = oss("export", "schedules/pure-2.json", "--to=csv")
+    assert outcome.code == 0, outcome.err
+    assert "inf" in outcome.out
+    assert_fails(oss("export", "schedules/pure-2.json", "--to=comfyui"), "sigma is infinite")
+
+
 def test_a_schedule_of_it_asks_for_it(oss: Oss) -> None:
     assert oss("search", "--model=nets/mine.py:make", *TINY, "--steps=2").code == 0
     outcome = oss("compare", "schedules/mine-2.json")
@@ -94,9 +143,9 @@ def test_a_schedule_of_it_asks_for_it(oss: Oss) -> None:
     ("name", "parts"),
     [
         ("nets/none.py:make", ("no such file", "nets/none.py")),
-        ("nets/mine.py", ("expected nets/mine.py:FUNCTION, one of make, number",)),
-        ("nets/mine.py:mak", ("one of make, number, got 'nets/mine.py:mak'",)),
-        ("nets/mine.py:Network", ("one of make, number",)),
+        ("nets/mine.py", ("expected nets/mine.py:FUNCTION, one of diffusion, pure, make, number",)),
+        ("nets/mine.py:mak", ("one of diffusion, pure, make, number, got 'nets/mine.py:mak'",)),
+        ("nets/mine.py:Network", ("one of diffusion, pure, make, number",)),
         ("nets/mine.py:number", ("expected", "to return a Model", "got int")),
         ("mine", ("unknown model 'mine'", "digits, analytic, and FILE.py:FUNCTION")),
     ],

@@ -240,7 +240,7 @@ def test_a_path_without_timesteps_is_refused_where_they_are_wanted() -> None:
         export.to(make([*times, 0.0], VEPath()), "sdnext")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"csv"}))
 def test_an_infinite_sigma_is_refused(name: str) -> None:
     path = VPPath(zero_terminal_snr=True)
     schedule = make([1.0, 0.5, 0.0], path)

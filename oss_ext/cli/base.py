@@ -20,6 +20,7 @@ from oss_ext.amplitude import check_levels
 from oss_ext.events import tell
 from oss_ext.machine import configuration, peak_memory
 from oss_ext.models import Model, pipeline_load
+from oss_ext.noise import same_noise
 from oss_ext.report import is_image, is_picture_file
 from oss_ext.runs import Contender, Run
 from oss_ext.schedule import Schedule
@@ -236,6 +237,12 @@ def load_for(schedules: list[Schedule], choice: Choice, force: bool = False) -> 
         raise click.UsageError(
             f"the schedule was searched for {names.pop()}, got {model.name}; --force goes on"
         )
+    for schedule in schedules:
+        if not (force or same_noise(schedule.path, model.path)):
+            raise click.UsageError(
+                f"the schedule is of the path {schedule.path!r:.150}, but {model.name!r} has "
+                f"{model.path!r:.150}; --force goes on"
+            )
     if any(schedule.model_hash != model.fingerprint() for schedule in searched):
         note(
             f"searched with other weights or options than this {model.name!r} "

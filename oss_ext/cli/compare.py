@@ -138,6 +138,11 @@ def compare(
     if picture is not None:
         check_images("--picture", model)
     budgets = steps or [s.steps for s in loaded] or [5, 10]
+    if methods and calibration_seed == seed:
+        raise click.UsageError(
+            f"--seed: expected another than --calibration-seed, got {seed} for both: samples that "
+            "the methods have seen are not held out"
+        )
     if methods:  # before the teacher takes its time
         check_budgets(budgets, len(times) - 1)
 

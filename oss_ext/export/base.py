@@ -74,14 +74,18 @@ class Format:
                 f"{schedule.sigmas[0]:.6g} from {noise} (free start); search with start='pinned' "
                 f"(oss search --for {self.name})"
             )
+        self.check_path(schedule.path, schedule.times[0])
         if self.final_zero is not None:
             self._check_solver(schedule)
-        if self.flow_only and not isinstance(schedule.path, FlowPath):
+
+    def check_path(self, path: Path, first: float) -> None:
+        """``ExportError`` if the host has no models of ``path``, or cannot start at ``first``."""
+        if self.flow_only and not isinstance(path, FlowPath):
             raise ExportError(
-                f"{self.name}: expected a schedule of a flow model, got one of a "
-                f"{schedule.path.name} path"
+                f"{self.name}: expected a schedule of a flow model, got one of a {path.name} path"
             )
-        if not all(map(math.isfinite, schedule.sigmas)):
+        sigma = float(path.sigmas(torch.tensor([first], dtype=torch.float64)))
+        if self.final_zero is not None and not math.isfinite(sigma):
             raise ExportError(
                 f"{self.name}: the schedule starts at pure noise, where sigma is infinite, and "
                 "this host counts in sigmas"

@@ -25,8 +25,9 @@ from oss_ext.schedule import Schedule
 from oss_ext.solvers import SOLVERS
 
 RESPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-SIGMA_TOLERANCE = 2e-6
-"""Relative; hosts hold sigmas in float32."""
+SIGMA_TOLERANCE = 1e-5
+"""Relative; hosts hold levels and sigmas in float32. Neighbouring timesteps are 1e-3 apart or more.
+"""
 
 
 def arguments(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oss_ext.export.base import ExportError
 from oss_ext.hosts import Host, StandIn, StepOutput, original_of, read_host, stand_in
-from oss_ext.noise import FlowPath, Path, VPPath, shift_of
+from oss_ext.noise import same_clock, same_noise, shift_of
 from oss_ext.schedule import Schedule
 from oss_ext.solvers import SOLVERS, History, Multistep, get
 
@@ -25,23 +25,10 @@ SHIFT_TOLERANCE = 0.05
 """Of the logarithm: hosts that cut timesteps to whole numbers blur their shift."""
 
 
-def same_clock(ours: Path, theirs: Path) -> bool:
-    """Whether two paths tell the network the same at the same time."""
-    if isinstance(ours, VPPath) and isinstance(theirs, VPPath):
-        return ours.train_steps == theirs.train_steps and torch.allclose(
-            ours.knots, theirs.knots, atol=1e-4
-        )
-    return ours == theirs
-
-
 def check_host(schedule: Schedule, host: Host, force: bool = False) -> None:
     """``ExportError`` if the schedule was searched on another noise path, unless ``force``."""
     ours, theirs = schedule.path, host.path
-    # In what they count by, flow models may differ: it is not where they are asked.
-    flow = False
-    if isinstance(ours, FlowPath) and isinstance(theirs, FlowPath):
-        flow = ours.reverse == theirs.reverse
-    if not (flow or same_clock(ours, theirs) or force):
+    if not (same_noise(ours, theirs) or force):
         raise ExportError(
             f"schedule: searched on the path {ours!r:.150}, but {host.name} is configured for "
             f"{theirs!r:.150}"

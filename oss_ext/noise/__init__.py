@@ -35,6 +35,8 @@ __all__ = [
     "karras_grid",
     "output_of",
     "path_from_dict",
+    "same_clock",
+    "same_noise",
     "shift_of",
     "shifted",
     "sigma_grid",
@@ -46,6 +48,25 @@ PATHS: dict[str, type[Path]] = {
     path.name: path for path in (FlowPath, VPPath, VPContinuousPath, VEPath)
 }
 """Every path by the name that schedules store."""
+
+
+def same_clock(one: Path, other: Path) -> bool:
+    """Whether two paths tell the network the same at the same time."""
+    if isinstance(one, VPPath) and isinstance(other, VPPath):
+        return one.train_steps == other.train_steps and torch.allclose(
+            one.knots, other.knots, atol=1e-4
+        )
+    return one == other
+
+
+def same_noise(one: Path, other: Path) -> bool:
+    """Whether a network of one path is asked at a time of the other where it would be on its own.
+
+    In what they count by, flow models may differ: it is not where they are asked.
+    """
+    if isinstance(one, FlowPath) and isinstance(other, FlowPath):
+        return one.reverse == other.reverse
+    return same_clock(one, other)
 
 
 def _levels(path: Path) -> tuple[float, float]:
