@@ -20,8 +20,8 @@
 // go to the largest, NaN and inf never win, row 0 is never a source; without a winner parent is -1,
 // cost inf and the state's row is kept. next_state[j] is the winner's candidate, rounded once. With
 // a reduction ("mean", "log_mean": the mean of log(max(cost, 2^-126))) one parent serves the batch,
-// and a source must be live and finite in every sample. velocity rows that are not live are never
-// read. See oss_ext/ops/reference.py for the definition.
+// and a source must be live and finite in every sample. velocity rows that are not live count
+// for nothing, whatever they hold. See oss_ext/ops/reference.py for the definition.
 //
 // Checks need no synchronisation: shapes, dtypes, devices. Values (times increasing, parents in
 // range) are checked where the tensors are in host memory.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from oss_ext import arguments, solvers
 from oss_ext import scratch as scratch_files
@@ -57,6 +60,8 @@ def teacher(
             beyond the range of ``storage``.
         OSError: no room in ``scratch``.
         NonFiniteError: the model returned NaN or inf; the message names time and sample.
+
+    Warns (``UserWarning``) of networks in training mode that then answer at random or change.
     """
     model.check_noise(noise)
     grid = check_grid(model.times(steps) if times is None else times)
@@ -66,6 +71,7 @@ def teacher(
     dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
     kept = _storage(storage, dtype)
     scratch_files.check(scratch, noise.device)
+    _warn_of_training(model)
     shape = (len(grid), *noise.shape)
     used, descending = solvers.get(solver), grid.flip(0).tolist()
     per_sample = solvers.evaluations(used, descending)
@@ -128,3 +134,17 @@ def _check_range(kept: Tensor, x: Tensor) -> None:
     if kept.dtype == torch.float16 and not bool(kept.isfinite().all()):
         most = float(x.abs().max())
         raise ValueError(f"storage: {kept.dtype} has no room for states of {most:.3g}")
+
+
+def _warn_of_training(model: Model) -> None:
+    for name, network in model.networks().items():
+        for module in network.modules():
+            drops = isinstance(module, _DropoutNd) and module.p > 0
+            if module.training and (drops or isinstance(module, _BatchNorm)):
+                warnings.warn(
+                    f"model: {name or model.name!r} is in training mode and has a "
+                    f"{type(module).__name__}, so that no two runs are alike; call .eval() first",
+                    UserWarning,
+                    stacklevel=3,
+                )
+                return

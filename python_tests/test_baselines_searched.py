@@ -161,6 +161,17 @@ def test_the_costs_of_gits_are_deviations_in_the_papers_coordinates(seed: int, l
         assert float(cost[i, j]) == pytest.approx(float(added.mean()), rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])
+def test_gits_does_not_take_rounded_states_for_velocities(storage: torch.dtype) -> None:
+    model = oss.models.load("analytic")
+    kept = [oss.teacher(model, model.noise(8), 200, storage=kind) for kind in (None, storage)]
+    exact, rounded = (
+        cheapest_path(deviation_costs(each, Evaluator(model, 8)), 10, COEFFICIENT) for each in kept
+    )
+    # The rounding of its states is left, which is least where steps are long.
+    assert exact[:8] == pytest.approx(rounded[:8], abs=2)
+
+
 @each_seed(3)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("coefficient", [0.8, 1.0, 1.15])

@@ -318,6 +318,19 @@ def test_an_output_of_another_kind_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"name": 5}, "^name: expected a name for files, without slashes, got 5"),
+        ({"name": ""}, "^name: expected a name for files"),
+        ({"name": "../up"}, "^name: expected a name for files"),
+        ({"shape": 4}, "^shape: expected the dims of a sample, whole numbers, got 4"),
+        ({"shape": ()}, "^shape: expected the dims of a sample"),
+        ({"shape": (3, -1)}, "^shape: expected the dims of a sample"),
+        ({"shape": (3, 2.0)}, "^shape: expected the dims of a sample"),
+        ({"dtype": "float32"}, "^dtype: expected a floating-point torch.dtype, got 'float32'"),
+        ({"dtype": torch.int32}, "^dtype: expected a floating-point torch.dtype, got torch.int32"),
+        ({"fixed_batch": 0}, "^fixed_batch: expected"),
+        ({"fixed_batch": -2}, "^fixed_batch: expected"),
+        ({"data_range": 0}, "^data_range: expected a positive number"),
+        ({"data_range": math.nan}, "^data_range: expected a positive number"),
         ({"path": "vp"}, "^path: expected a path of oss_ext.noise, got 'vp'"),
         ({"path": VPPath}, "^path: expected a path of oss_ext.noise, got <class"),
         ({"predicts": "noise"}, "^predicts: expected one of velocity, .*, edm, got 'noise'"),
@@ -331,4 +344,4 @@ def test_an_output_of_another_kind_is_refused(
 )
 def test_what_fits_no_network_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        from_callable(with_label, SHAPE, **options)
+        from_callable(with_label, **{"shape": SHAPE} | options)

@@ -254,3 +254,11 @@ def test_processes_share_what_is_asked_for_together(
     assert 1 / processes <= share < 1.05 / min(processes, STEPS * 4)
     share = together["refinement of 3 steps"] / alone["refinement of 3 steps"]
     assert share == pytest.approx({2: 1 / 2, 3: 1 / 2, 100: 1 / 4}[processes])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_short_grid_is_probed_where_the_network_knows_its_times(steps: int) -> None:
+    path = oss.noise.VPPath()
+    model = oss.models.from_callable(lambda x, t, sample: x, (4,), path=path, predicts="eps")
+    outline = oss.teacher(model, model.noise(4), steps, dry_run=True)
+    assert oss.search(model, outline, 1, dry_run=True).nfe >= steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -184,3 +185,23 @@ def test_a_velocity_of_the_wrong_shape_is_refused() -> None:
     model = from_callable(lambda x, t, sample: x[:, 0], SHAPE, name="mine")
     with pytest.raises(ValueError, match=r"'mine' returned torch.float32 \(2, 3\), expected"):
         oss.teacher(model, model.noise(2), 4)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Dropout(0.3), torch.nn.BatchNorm1d(4)])
+def test_a_network_in_training_mode_is_pointed_out(layer: torch.nn.Module) -> None:
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    network = Network()
+    model = oss.models.from_callable(network, (4,))
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"training mode and has a \w+, .*\.eval"):
+        oss.teacher(model, model.noise(3), 2)
+    network.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        oss.teacher(model, model.noise(3), 2)

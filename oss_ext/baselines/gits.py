@@ -29,7 +29,8 @@ COEFFICIENT = 1.15
 def gits(calibration: Calibration, steps: int, coefficient: float = COEFFICIENT) -> Schedule:
     """The path from N to 0 with the least sum of fixed costs; they need the teacher alone.
 
-    A teacher that is not Euler's does not show its velocities: they are evaluated once more.
+    A teacher that is not Euler's, or was kept in 16 bits, does not show its velocities: they are
+    evaluated once more.
 
     Raises:
         ValueError: ``steps`` not within 1 to N, ``coefficient`` not positive.
@@ -52,8 +53,10 @@ def deviation_costs(trajectory: Trajectory, evaluator: Evaluator) -> Tensor:
 
     Args:
         trajectory: the teacher.
-        evaluator: of its model, asked only where the teacher is not Euler's.
+        evaluator: of its model, asked only where the teacher does not show its velocities: it is
+            not Euler's, or was kept in 16 bits, whose rounding the division by a step magnifies.
     """
+    shows = trajectory.solver == "euler" and trajectory.ends is None
     times, count = trajectory.times, len(trajectory.times)
     line = trajectory.noise.double() - (1 - times[-1]) / (1 - times[0]) * trajectory.final.double()
     unit = torch.nn.functional.normalize(line.flatten(1), dim=1)
@@ -67,7 +70,7 @@ def deviation_costs(trajectory: Trajectory, evaluator: Evaluator) -> Tensor:
     distance[0, 0] = 0
     for i in range(1, count):
         x = trajectory.states[i]
-        if trajectory.solver == "euler":
+        if shows:
             velocity = (trajectory.states[i - 1] - x) / float(times[i - 1] - times[i])
         else:
             velocity = evaluator.at(x, float(times[i]))

@@ -110,12 +110,23 @@ def from_callable(
     The fingerprint covers the weights of networks that are ``torch.nn.Module``.
 
     Raises:
-        ValueError: an unknown prediction, guidance without ``unconditional``, ``edm`` on a path
-            that is not VE.
+        ValueError: a bad name, shape, dtype, data range or batch, an unknown prediction, guidance
+            without ``unconditional``, ``edm`` on a path that is not VE.
     """
     path = FLOW if path is None else path
     if not isinstance(path, Path):
         raise ValueError(f"path: expected a path of oss_ext.noise, got {path!r}")
+    if not isinstance(name, str) or not name or not set(name).isdisjoint("/\\\0"):
+        raise ValueError(f"name: expected a name for files, without slashes, got {name!r}")
+    dims = tuple(shape) if isinstance(shape, Sequence) else ()
+    if not dims or not all(isinstance(size, int) and size >= 0 for size in dims):
+        raise ValueError(f"shape: expected the dims of a sample, whole numbers, got {shape!r}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+    if fixed_batch is not None:
+        arguments.whole_number("fixed_batch", fixed_batch)
+    if data_range is not None:
+        arguments.number("data_range", data_range, positive=True)
     check_prediction(predicts)
     if predicts == "edm" and not isinstance(path, VEPath):
         raise ValueError(f"predicts: 'edm' belongs to a VEPath, got {path}")

@@ -98,13 +98,14 @@ def dp_step(
     allocated beside ``next_state``. Against the float64 reference a cost differs by at most
     ``1e-5 ref + 2 sqrt(ref) d + d^2`` with ``d = 4 u rms(|z| + |v| + |x|)``, ``u = 2^-24``
     (float64: 1e-12 and ``2^-53``), and by ``2^-120`` where squares underflow; parents differ only
-    where two costs are that close.
+    where two costs are that close. A cost is inf where a sum of squares, of some hundred elements,
+    passes the largest number of the compute type.
 
     Args:
         state, velocity, teacher: ``[N+1, B, *dims]``, any strides.
         times: ``[N+1]`` float64.
         source_mask: bool ``[N+1]`` or ``[N+1, B]``, which sources are live. Row 0 never is;
-            velocity rows that are not live are never read.
+            velocity rows that are not live count for nothing, whatever they hold.
         reduce: ``"none"``: a parent per sample. ``"mean"``, ``"log_mean"``: one parent for the
             batch, by ``mean_b cost_b`` or ``mean_b log(max(cost_b, 2^-126))``; a source then
             counts for a target only if live and its cost finite in every sample.
@@ -237,8 +238,8 @@ def dp_argmin_(
             c`` in sample b. -1: it has no such term, and no order that uses it a candidate.
         coefficients: float64 ``[O, R, C, N+1, B]``, or ``[O, R, C, N+1, 1]`` for all samples, for
             O = 1 to 4 orders. NaN in term 0: there is no such candidate. Otherwise finite (checked
-            on the CPU), but for what is never read: targets not below the source, terms that the
-            order does not use, sources that are not live.
+            on the CPU), but for what counts for nothing: targets not below the source, terms that
+            the order does not use, sources that are not live.
         terms: for every order, how many of the terms it uses.
         first_source: the chunk holds sources ``first_source .. first_source + C - 1``.
         target: ``[N+1, B, *dims]``.
@@ -249,7 +250,7 @@ def dp_argmin_(
             target only if it has a finite candidate there in every sample.
 
     Ties go to the largest source, then to the lowest order; NaN and inf never win. Rows of a basis
-    that belong to sources that are not live are never read.
+    that belong to sources that are not live count for nothing, whatever they hold.
     """
     _call(
         "dp_argmin_", backend, basis, index, coefficients, terms, first_source, target, best_cost,
