@@ -138,8 +138,9 @@ def stage(
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in a line; torch appends stack traces to its messages."""
-    return (str(error).splitlines() or [repr(error)])[0]
+    """What an error says, with its notes, in a line; torch appends stack traces to its messages."""
+    said = (str(error).splitlines() or [repr(error)])[0]
+    return "; ".join([said, *getattr(error, "__notes__", ())])
 
 
 def _send(event: str, path: str, facts: Mapping[str, Any]) -> None:

@@ -281,7 +281,8 @@ class Schedule:
 
         For models with one expert above and one below a noise level, and for partitions of the
         steps into stages (paper section 4.2.3). A step belongs to the part that it starts in, so a
-        part ends where the next one starts.
+        part ends where the next one starts. Parts know nothing of the outputs before them, and
+        take their steps in their solver's usual orders.
 
         Args:
             at: one level or several, as ``sigmas`` counts noise, descending.

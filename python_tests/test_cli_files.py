@@ -155,6 +155,43 @@ def test_what_makes_no_model_is_a_clear_error(oss: Oss, name: str, parts: tuple[
     assert not Path("schedules").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (1, "def make(:", "SyntaxError: "),
+        (2, "def make():\n    return {}['weights']", "KeyError: 'weights'"),
+        (3, "def make():\n    x = 1\n    return x + 'a'", "TypeError: unsupported operand"),
+        (1, "import no_such_package_at_all", "ModuleNotFoundError: No module named"),
+        (None, "def make(weights): ...", "TypeError: make() missing 1 required"),
+    ],
+)
+def test_an_error_in_the_file_says_where(
+    oss: Oss, line: int | None, text: str, message: str
+) -> None:
+    Path("nets/broken.py").write_text(text)
+    where = "nets/broken.py" + ("" if line is None else f", line {line}")
+    outcome = oss("search", "--model=nets/broken.py:make", *TINY, "--steps=2")
+    assert_fails(outcome, f"model: {where}: {message}")
+
+
+def test_a_function_may_take_any_option(oss: Oss) -> None:
+    Path("nets/any.py").write_text(
+        "import mine\ndef make(**options):\n    return mine.make(**options)\n"
+    )
+    assert oss("search", "--model=nets/any.py:make", "--set=rate=0.5", *TINY, "--steps=2").code == 0
+
+
+def test_a_network_that_fails_says_what_it_was_given(oss: Oss) -> None:
+    Path("nets/double.py").write_text(
+        "import oss_ext, torch\nlayer = torch.nn.Linear(5, 4)\ndef make():\n"
+        "    def net(x, t, sample):\n        return layer(torch.cat([x, t[:, None]], 1))\n"
+        "    return oss_ext.models.from_callable(net, (4,))\n"
+    )
+    outcome = oss("search", "--model=nets/double.py:make", *TINY, "--steps=2")
+    given = "torch.float32 (3, 4), torch.float64 (3,), torch.int64 (3,)"
+    assert_fails(outcome, "must have the same dtype", f"in 'custom', which was given {given}")
+
+
 def test_a_file_may_be_called_like_a_package(oss: Oss) -> None:
     Path("nets/mine.py").rename("nets/torch.py")
     assert oss("search", "--model=nets/torch.py:make", *TINY, "--steps=2").code == 0

@@ -51,6 +51,12 @@ def test_a_host_of_whole_timesteps_takes_no_steps_between(oss: Oss) -> None:
     assert_misused(outcome, "--off-grid: lightx2v takes whole timesteps only")
 
 
+@pytest.mark.parametrize("options", [[], ["--for=comfyui"]])
+def test_a_shift_without_a_host_that_has_one_is_refused(oss: Oss, options: list[str]) -> None:
+    outcome = oss("search", *TINY, "--steps=2", "--shift=3", *options)
+    assert_misused(outcome, "--shift: expected --for a host of whole timesteps")
+
+
 # --- pipelines ----------------------------------------------------------------------------------
 
 

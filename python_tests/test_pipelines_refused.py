@@ -339,6 +339,18 @@ def test_a_loop_that_does_more_than_step_is_refused(kind: type[Pipeline], messag
     assert runs() == []
 
 
+class Steep(Pipeline):
+    """Has noise levels of another kind of path."""
+
+    def set_timesteps(self, steps: int) -> None:
+        self.scheduler.set_timesteps(sigmas=torch.linspace(5.8, 0.1, steps).tolist())
+
+
+def test_levels_of_another_path_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^scheduler: FlowMatchEuler\w+ has sigmas up to [\d.]+"):
+        velocities(Steep(), 0.5)
+
+
 def test_a_pipeline_that_takes_no_step_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"^Stepless took no step of its own scheduler"):
         velocities(Stepless(), 0.5)

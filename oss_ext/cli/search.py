@@ -170,8 +170,10 @@ def search(
         if grid == "own"
         else noise.GRIDS[grid](model.path, teacher_steps)
     )
-    if host is not None:
-        needs = export.needs(host, model.path)
+    needs = None if host is None else export.needs(host, model.path)
+    if shift != 1 and (needs is None or not needs.whole_timesteps):
+        raise click.UsageError("--shift: expected --for a host of whole timesteps beside it")
+    if host is not None and needs is not None:
         if host in export.FORMATS:
             first = float(times[-1]) if needs.pinned else float(times[-2])
             export.get(host).check_path(model.path, first)

@@ -161,6 +161,11 @@ class Host:
         """
         if "sigmas" in vars(self.scheduler):
             sigmas = torch.as_tensor(self.scheduler.sigmas, dtype=torch.float64, device="cpu")
+            if self.state == "flow" and float(sigmas.max()) > 1 + 1e-6:
+                raise ValueError(
+                    f"scheduler: {self.name} has sigmas up to {float(sigmas.max()):.4g} here, but "
+                    "those of a flow path end at 1"
+                )
             return distinct(self.flow_times(sigmas))
         timesteps = torch.as_tensor(self.scheduler.timesteps, dtype=torch.float64, device="cpu")
         final = float(self.scheduler.final_alpha_cumprod)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +28,8 @@ def load(name: str, **options: Any) -> Model:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown name (the message lists the known ones), a bad option, or a
-            function that does not return a ``Model``.
+        ValueError: an unknown name (the message lists the known ones), a bad option, an error in
+            your file or a function there that does not return a ``Model``.
     """
     if name in MODELS:
         make = MODELS[name]
@@ -39,12 +40,14 @@ def load(name: str, **options: Any) -> Model:
             f"unknown model {name!r}; known models: {', '.join(MODELS)}, and FILE.py:FUNCTION"
         )
     known = inspect.signature(make).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for option in options:
-        if option not in known:
+        if option not in known and not takes_any:
             raise ValueError(
                 f"model {name!r} has no option {option!r}; its options: {', '.join(known)}"
             )
-    model = make(**options)
+    with contextlib.nullcontext() if name in MODELS else files.errors_of(name):
+        model = make(**options)
     if not isinstance(model, Model):
         raise ValueError(
             f"model: expected {name!r} to return a Model, as oss_ext.models.from_callable makes "

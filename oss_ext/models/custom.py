@@ -50,7 +50,12 @@ class CallableModel(Model):
         return velocity_of(self._predicts, output, state, alpha, beta, self._sigma_data)
 
     def _call(self, network: Network, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        output = network(x, t, sample)
+        try:
+            output = network(x, t, sample)
+        except (RuntimeError, TypeError) as error:
+            given = ", ".join(f"{v.dtype} {tuple(v.shape)}" for v in (x, t, sample))
+            error.add_note(f"in {self.name!r}, which was given {given}")
+            raise
         doubled = (len(x), 2 * x.shape[1], *x.shape[2:])
         twice = isinstance(output, Tensor) and output.shape == doubled
         if twice and self._learned_variance:

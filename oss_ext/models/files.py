@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def function(name: str) -> Callable[..., Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no function named, or none of that name (the message lists those there are).
+        ValueError: no function named, or none of that name (the message lists those there are);
+            an error in the file, with its line.
     """
     file, _, wanted = name.rpartition(":") if not name.endswith(SUFFIX) else (name, "", "")
     path = Path(file)
@@ -39,7 +42,8 @@ def function(name: str) -> Callable[..., Any]:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     sys.modules[spec.name] = module  # classes look themselves up there
-    spec.loader.exec_module(module)
+    with errors_of(file):
+        spec.loader.exec_module(module)
     own = {
         key: value
         for key, value in vars(module).items()
@@ -49,3 +53,22 @@ def function(name: str) -> Callable[..., Any]:
         known = ", ".join(own) or "none there"
         raise ValueError(f"model: expected {file}:FUNCTION, one of {known}, got {name!r}")
     return own[wanted]
+
+
+@contextlib.contextmanager
+def errors_of(name: str) -> Iterator[None]:
+    """An error in the block as a ``ValueError`` with what and where in the user's file it was."""
+    try:
+        yield
+    except Exception as error:
+        file = name.rpartition(":")[0] if not name.endswith(SUFFIX) else name
+        frames = [
+            f
+            for f in traceback.extract_tb(error.__traceback__)
+            if Path(f.filename).name == Path(file).name
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        if line is None and frames:
+            line = frames[-1].lineno
+        place = f"{file}, line {line}" if line is not None else file
+        raise ValueError(f"model: {place}: {type(error).__name__}: {error}") from error

@@ -13,6 +13,9 @@ float32, float64, bfloat16 or float16 and alike; velocity too, or 16-bit beside 
 Bad arguments raise ``RuntimeError`` naming the argument, what was expected and what came. The
 values of times and of parents are checked on the CPU; elsewhere that would cost a
 synchronisation, and bad values are undefined behaviour.
+
+They have no derivatives, as an argmin has none, and autograd does not see that the operators which
+end in an underscore have changed a tensor: call them without gradients.
 """
 
 from __future__ import annotations
