@@ -176,6 +176,15 @@ class Part(Wrapped):
         super().__init__(model)
         self.first = first
 
+    @property
+    def most_rows(self) -> int | None:
+        """The whole's, so that the next group knows what there was memory for."""
+        return self._model.most_rows
+
+    @most_rows.setter
+    def most_rows(self, rows: int | None) -> None:
+        self._model.most_rows = rows
+
     def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         return super().answers([*map(self._of_whole, requests)])
 

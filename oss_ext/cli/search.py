@@ -258,6 +258,7 @@ def search(
         click.echo(result.summary())
         found = _contenders(result, model.name, "; ".join(notes))
         if amplitude is not None:
+            model.most_rows = answers.most_rows
             for n, c in enumerate(found):
                 assert c.schedule is not None
                 made: Iterable[Trajectory] = [trajectory]

@@ -17,15 +17,6 @@ class Wrapped(Model):
         for name in Model.__annotations__:
             setattr(self, name, getattr(model, name))
 
-    @property
-    def most_rows(self) -> int | None:
-        """The wrapped model's, which goes on when this one is gone."""
-        return self._model.most_rows
-
-    @most_rows.setter
-    def most_rows(self, rows: int | None) -> None:
-        self._model.most_rows = rows
-
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
         return next(iter(self.answers([(x, t, sample)])))
 
