@@ -203,7 +203,7 @@ batch_option = click.option(
     "--max-batch", type=click.IntRange(1), help="Rows per model call. [default: all samples]"
 )
 force_option = click.option(
-    "--force", is_flag=True, help="Go on with a schedule of another model or time shift."
+    "--force", is_flag=True, help="Go on with a schedule of another model, path or time shift."
 )
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 schedule_argument = click.argument("schedule_file", metavar="SCHEDULE")

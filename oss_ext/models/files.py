@@ -62,13 +62,9 @@ def errors_of(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         file = name.rpartition(":")[0] if not name.endswith(SUFFIX) else name
-        frames = [
-            f
-            for f in traceback.extract_tb(error.__traceback__)
-            if Path(f.filename).name == Path(file).name
-        ]
-        line = error.lineno if isinstance(error, SyntaxError) else None
-        if line is None and frames:
-            line = frames[-1].lineno
-        place = f"{file}, line {line}" if line is not None else file
+        lines = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError):
+            lines.append((error.filename or "", error.lineno))
+        own = [line for where, line in lines if Path(where).name == Path(file).name]
+        place = f"{file}, line {own[-1]}" if own else file
         raise ValueError(f"model: {place}: {type(error).__name__}: {error}") from error
