@@ -43,6 +43,14 @@ class Twice(Pipeline):
         return first
 
 
+class Replacing(Pipeline):
+    """Gives its scheduler timesteps of its own, and loops over these."""
+
+    def timesteps(self) -> Any:
+        self.scheduler.timesteps = self.scheduler.timesteps.clone()
+        return self.scheduler.timesteps
+
+
 class Shifting(Pipeline):
     """Shifts the sigmas itself, for a scheduler that does not."""
 
@@ -71,7 +79,7 @@ def run(pipe: Any) -> Tensor:
     return made.images
 
 
-@pytest.mark.parametrize("kind", [Pipeline, ByClass, Twice, Shifting])
+@pytest.mark.parametrize("kind", [Pipeline, ByClass, Twice, Replacing, Shifting])
 def test_a_pipeline_with_habits_is_searched_and_runs_what_was(kind: type[Pipeline]) -> None:
     pipe = kind()
     model, schedule, promised = searched(pipe)

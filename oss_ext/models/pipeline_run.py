@@ -92,7 +92,7 @@ class Recorder(StandIn):
         self._turns -= 1
         answer = Answer(model_output, float(timestep.flatten()[0]), sample)
         request = self.run.exchange(answer, last=self._turns == 0)
-        for timesteps in self._handed:
+        for timesteps in (*self._handed, self.timesteps):  # which pipelines may have replaced
             timesteps.fill_(request.timestep)
         if isinstance(getattr(self, "sigmas", None), Tensor):
             self.sigmas.fill_(request.sigma)
