@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -46,8 +45,7 @@ def load(name: str, **options: Any) -> Model:
             raise ValueError(
                 f"model {name!r} has no option {option!r}; its options: {', '.join(known)}"
             )
-    with contextlib.nullcontext() if name in MODELS else files.errors_of(name):
-        model = make(**options)
+    model = make(**options)
     if not isinstance(model, Model):
         raise ValueError(
             f"model: expected {name!r} to return a Model, as oss_ext.models.from_callable makes "

@@ -22,7 +22,8 @@ def is_file(name: str) -> bool:
 def function(name: str) -> Callable[..., Any]:
     """The function that ``FILE.py:FUNCTION`` names.
 
-    The file is run, as ``python FILE.py`` would, so that it finds the modules beside it.
+    The file is run, as ``python FILE.py`` would, so that it finds the modules beside it. What goes
+    wrong in the function is a ``ValueError``, as below.
 
     Raises:
         FileNotFoundError: no such file.
@@ -52,16 +53,15 @@ def function(name: str) -> Callable[..., Any]:
     if wanted not in own:
         known = ", ".join(own) or "none there"
         raise ValueError(f"model: expected {file}:FUNCTION, one of {known}, got {name!r}")
-    return own[wanted]
+    return errors_of(file)(own[wanted])
 
 
 @contextlib.contextmanager
-def errors_of(name: str) -> Iterator[None]:
+def errors_of(file: str) -> Iterator[None]:
     """An error in the block as a ``ValueError`` with what and where in the user's file it was."""
     try:
         yield
     except Exception as error:
-        file = name.rpartition(":")[0] if not name.endswith(SUFFIX) else name
         lines = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
         if isinstance(error, SyntaxError):
             lines.append((error.filename or "", error.lineno))
