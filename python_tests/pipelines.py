@@ -198,6 +198,7 @@ def unet(**options: Any) -> torch.nn.Module:
 
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LEADING = SD_BETAS | {"timestep_spacing": "leading", "steps_offset": 1}
 
 
 def stable_diffusion(text_encoder: Any = None, tokenizer: Any = None) -> Case:

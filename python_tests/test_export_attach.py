@@ -31,12 +31,11 @@ from oss_ext.export import ExportError
 from oss_ext.hosts import UnknownScheduler
 from oss_ext.models import from_pipeline
 from pipeline_runs import STEPS, Searched, assert_close, first_state, own_latents, search
-from pipelines import CASES, PROMPTS, SD_BETAS
+from pipelines import CASES, LEADING, PROMPTS, SD_BETAS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning:diffusers")
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-LEADING = SD_BETAS | {"timestep_spacing": "leading", "steps_offset": 1}
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,10 @@ from oss_ext.cli.students import draw as draw_pictures
 from oss_ext.export import ExportError
 from oss_ext.models import from_pipeline
 from pipeline_runs import Searched, assert_close, first_state, search
-from pipelines import CASES, PROMPTS, SD_BETAS, draw
+from pipelines import CASES, LEADING, PROMPTS, draw
 from test_pipelines_refused import Pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning:(diffusers|numpy)")
-
-LEADING = SD_BETAS | {"timestep_spacing": "leading", "steps_offset": 1}
 
 
 def sd_image(pipe: Any) -> Any:
@@ -42,11 +40,15 @@ IMAGES: dict[str, tuple[str, Callable[[], Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_image_to_image_runs_a_cut_schedule_at_full_strength(name: str) -> None:
+def searched(name: str, **options: Any) -> Searched:
     pipeline, scheduler, kind = IMAGES[name]
     image = draw(5, PROMPTS, 3, 16, 16).sigmoid()
-    found = search(pipeline, scheduler(), kind=kind, start="pinned", image=image, strength=1.0)
+    return search(pipeline, scheduler(), kind=kind, image=image, **options)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_image_to_image_runs_a_cut_schedule_at_full_strength(name: str) -> None:
+    found = searched(name, start="pinned", strength=1.0)
     parts = [found.schedule, *(found.schedule.cut(strength=share) for share in (0.6, 0.35))]
     states = []
     for part in parts:
@@ -61,12 +63,6 @@ def test_image_to_image_runs_a_cut_schedule_at_full_strength(name: str) -> None:
     image_and_noise = torch.linalg.solve(levels[:2], torch.stack(states[:2]).flatten(1))
     assert_close(states[2].flatten(), levels[2] @ image_and_noise, 1e-4)
     assert float(levels[1, 1]) < float(levels[0, 1])
-
-
-def searched(name: str, **options: Any) -> Searched:
-    pipeline, scheduler, kind = IMAGES[name]
-    image = draw(5, PROMPTS, 3, 16, 16).sigmoid()
-    return search(pipeline, scheduler(), kind=kind, image=image, **options)
 
 
 @pytest.mark.parametrize("start", ["free", "pinned"])
