@@ -13,7 +13,7 @@ from driver_cases import (
     SHAPE,
     each_seed,
     one_thread,  # noqa: F401
-    random_mixture,
+    random_network,
 )
 from oss_ext import Schedule
 from oss_ext.baselines import BASELINES, Calibration
@@ -24,8 +24,8 @@ each_half = pytest.mark.parametrize("storage", HALVES, ids=str)
 
 
 def made(seed: int, storage: torch.dtype | None, **options: Any) -> Any:
-    """A model and its teacher."""
-    model = random_mixture(seed, torch.float32)
+    """A model and its teacher; a mixture's samples would tip into another mode for a rounding."""
+    model = random_network(seed, torch.float32)
     noise = model.noise(8, seed)
     return model, oss.teacher(model, noise, 24, storage=storage, keep_x0=True, **options)
 
