@@ -196,8 +196,19 @@ def test_diffusers_is_given_arguments_for_its_very_scheduler(
     oss: Oss, folder: Path, pipeline: list[str]
 ) -> None:
     options = ["--samples=2", "--teacher-steps=6", "--steps=2", "--for=diffusers"]
-    kind = "--scheduler=EulerDiscreteScheduler"
-    assert oss("search", *pipeline, *options, kind).code == 0
+    # Whatever the pipeline's own scheduler cannot be given is said before the search.
+    for solver, said in (
+        (["--scheduler=HeunDiscreteScheduler"], "HeunDiscreteScheduler takes other steps than the"),
+        ([], "DDIMScheduler takes no schedule; use export.attach(schedule, pipe)"),
+    ):
+        outcome = oss("search", *pipeline, *options, *solver)
+        assert outcome.code == 0, outcome.err
+        assert f"note: the pipeline's own scheduler cannot be given the schedules: {said}" in (
+            outcome.err
+        )
+    outcome = oss("search", *pipeline, *options, "--scheduler=EulerDiscreteScheduler")
+    assert outcome.code == 0, outcome.err
+    assert "note:" not in outcome.err
     found = "schedules/StableDiffusionPipeline-2.json"
     # The folder's own scheduler is DDIM, which takes no schedule.
     refused = oss("export", found, "--to=diffusers", f"--scheduler={folder}")

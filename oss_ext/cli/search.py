@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from oss_ext import export, noise, solvers
 from oss_ext.amplitude import LEVELS
 from oss_ext.baselines import uniform
+from oss_ext.baselines.base import even_rows
 from oss_ext.calibrate import calibrate
 from oss_ext.checkpoint import LEAST_BYTES
 from oss_ext.cli.base import (
@@ -39,6 +41,7 @@ from oss_ext.models import Model
 from oss_ext.models.base import to_kept, to_text
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.hidden import find_module
+from oss_ext.models.pipeline import PipelineModel
 from oss_ext.plan import QUALITIES, check_budgets, make_plan
 from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.result import SearchResult
@@ -192,6 +195,8 @@ def search(
     if len(times) - 1 < teacher_steps:
         note(f"the teacher's grid has {len(times) - 1} steps")
     check_budgets(steps, len(times) - 1)
+    if host == export.DIFFUSERS and isinstance(model, PipelineModel):
+        _try_scheduler(model, times, min(steps), solver)
     planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", **measures)
     evaluations = solvers.evaluations(solvers.get(teacher_solver), times.flip(0).tolist())
     if not quiet:
@@ -282,6 +287,20 @@ plan = click.Command(
     oss plan --pipeline DIR --prompts prompts.txt --teacher-steps 100 --steps 8,10,20
     """,
 )
+
+
+def _try_scheduler(model: PipelineModel, times: Tensor, steps: int, solver: str) -> None:
+    """A note if the pipeline's own scheduler does not take a schedule of this grid and solver."""
+    # Some stretch schedules so that the last step starts where the teacher's does: this one's does.
+    count = len(times) - 1
+    rows = [*(1 + row for row in even_rows(count - 1, steps - 1)), 0] if steps > 1 else [count, 0]
+    trial = Schedule.from_indices(
+        rows, times.tolist(), model=model.name, model_hash="", path=model.path, solver=solver
+    )
+    try:
+        export.arguments(trial, model.host.scheduler, mu=model.mu)
+    except export.ExportError as error:
+        note(f"the pipeline's own scheduler cannot be given the schedules: {error}")
 
 
 def _write(
