@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -110,6 +111,21 @@ def test_another_schedule_takes_the_place_of_the_first() -> None:
     assert len(found.pipe.scheduler.timesteps) == 3
     first.detach()
     assert found.pipe.scheduler is original
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_they_are_detached_in_any_order(sd3: Searched, order: tuple[int, ...]) -> None:
+    original = sd3.pipe.scheduler
+    steps = [replace(sd3.schedule, indices=None, times=(*[0.9, 0.8, 0.7][:k], 0.0))
+             for k in (1, 2, 3)]  # fmt: skip
+    attached = [export.attach(schedule, sd3.pipe) for schedule in steps]
+    there = [0, 1, 2]
+    for k in order:
+        assert len(sd3.pipe.scheduler.timesteps) == max(there) + 1
+        attached[k].detach()
+        attached[k].detach()
+        there.remove(k)
+    assert sd3.pipe.scheduler is original
 
 
 # --- free starts --------------------------------------------------------------------------------

@@ -81,6 +81,8 @@ class Scheduled(StandIn):
     solver: Multistep
     host: Host
     force: bool
+    under: Any
+    """The scheduler whose place it took in a pipeline."""
     order = 1
     INSTEAD: ClassVar = {"add_noise": "_add_noise", "scale_noise": "_scale_noise"}
     _asked_for_start = False
@@ -210,14 +212,24 @@ def same_weights(name: str) -> str:
 class Attachment:
     """A pipeline whose scheduler takes a schedule's steps, until ``detach`` or the block ends."""
 
-    def __init__(self, pipe: Any, scheduler: Any) -> None:
-        self._pipe, self._original = pipe, pipe.scheduler
+    def __init__(self, pipe: Any, scheduler: Scheduled) -> None:
+        self._pipe, self._attached = pipe, scheduler
+        scheduler.under, self._there = pipe.scheduler, True
         # Not by attribute: setting a component rewrites configurations.
         vars(pipe)["scheduler"] = scheduler
 
     def detach(self) -> None:
-        """Put the pipeline's own scheduler back."""
-        vars(self._pipe)["scheduler"] = self._original
+        """Put back the scheduler that was there; one that was attached since then stays."""
+        if not self._there:
+            return
+        self._there = False
+        over = self._pipe.scheduler
+        while isinstance(over, Scheduled) and over.under is not self._attached:
+            over = over.under
+        if isinstance(over, Scheduled):
+            over.under = self._attached.under
+        else:
+            vars(self._pipe)["scheduler"] = self._attached.under
 
     def __enter__(self) -> Attachment:
         return self
