@@ -132,7 +132,7 @@ def test_what_is_worse_on_unseen_samples_is_not_returned(seed: int) -> None:
     assert found.schedule.samples == 6
     # Worse than its start it may be, but not by more than two samples can tell.
     group = torch.arange(6, 8)
-    runner = Runner(Evaluator(model, 8, 2), trajectory, "euler", KEEP_BYTES)
+    runner = Runner(Evaluator(model, 8, 2), trajectory, "euler", STEPS)
     assert found.schedule.indices is not None
     assert found.start.indices is not None
     after, before = (runner.errors(s.indices, group).log() for s in (found.schedule, found.start))
@@ -169,7 +169,7 @@ def test_paths_run_from_where_they_part_are_those_run_whole(
     family: str, group: int, keep: int, seed: int
 ) -> None:
     model, trajectory = random_case(family, seed, steps=9)
-    runner = Runner(Evaluator(model, SAMPLES, group), trajectory, "euler", keep)
+    runner = Runner(Evaluator(model, SAMPLES, group), trajectory, "euler", 3, keep)
     for rows in [(9, 5, 2, 0), (9, 5, 1, 0), (8, 5, 2, 0), (9, 6, 2, 0), (9, 5, 2, 0)]:
         errors = torch.cat([runner.errors(rows, g) for g in runner.groups(range(SAMPLES))])
         whole = oss.sample(model, trajectory.noise, trajectory.schedule(rows))
@@ -181,7 +181,7 @@ def test_paths_run_from_where_they_part_are_those_run_whole(
 def test_a_moved_knot_costs_the_evaluations_after_it(seed: int) -> None:
     model, trajectory = random_case("mixture", seed, steps=9)
     evaluator = Evaluator(model, SAMPLES)
-    runner = Runner(evaluator, trajectory, "euler", KEEP_BYTES)
+    runner = Runner(evaluator, trajectory, "euler", 4)
     group = torch.arange(SAMPLES)
     spent = []
     for rows in [(9, 6, 3, 1, 0), (9, 6, 3, 2, 0), (9, 6, 4, 2, 0), (9, 6, 3, 1, 0)]:
@@ -192,11 +192,27 @@ def test_a_moved_knot_costs_the_evaluations_after_it(seed: int) -> None:
 
 
 @each_seed(1)
+def test_with_room_for_one_path_what_most_paths_begin_with_is_kept(seed: int) -> None:
+    model, trajectory = random_case("mixture", seed, steps=9)
+    evaluator = Evaluator(model, SAMPLES, 1)
+    runner = Runner(evaluator, trajectory, "euler", 8, keep_bytes=0)
+    base = (9, 8, 7, 6, 5, 4, 3, 2, 0)
+    spent = []
+    for rows in [base, (*base[:7], 1, 0), (*base[:6], 2, 1, 0), (*base[:5], 3, 2, 1, 0), base]:
+        before = evaluator.nfe
+        for sample in range(SAMPLES):
+            runner.errors(rows, torch.tensor([sample]))
+        spent.append((evaluator.nfe - before) // SAMPLES)
+    # The ends of paths are no states, and never forgotten.
+    assert spent == [8, 1, 2, 3, 0]
+
+
+@each_seed(1)
 def test_a_moved_knot_costs_the_stages_after_it_too(seed: int) -> None:
     """Two evaluations a step, and one in the step to the clean end."""
     model, trajectory = random_case("mixture", seed, steps=9)
     evaluator = Evaluator(model, SAMPLES)
-    runner = Runner(evaluator, trajectory, "heun", KEEP_BYTES)
+    runner = Runner(evaluator, trajectory, "heun", 4)
     group = torch.arange(SAMPLES)
     spent = []
     for rows in [(9, 6, 3, 1, 0), (9, 6, 3, 2, 0), (9, 6, 4, 2, 0), (9, 6, 3, 1, 0)]:
@@ -214,7 +230,7 @@ def test_samples_keep_their_conditions_in_their_groups() -> None:
     model, trajectory = random_case("network", 3, steps=6, samples=6)
     listening, calls = recorded(model)
     evaluator = Evaluator(listening, 6, 2)
-    runner = Runner(evaluator, trajectory, "euler", KEEP_BYTES)
+    runner = Runner(evaluator, trajectory, "euler", 1)
     for group in runner.groups(range(6)):
         runner.errors((6, 0), group)
     assert [call.sample.tolist() for call in calls] == [[0, 1], [2, 3], [4, 5]]

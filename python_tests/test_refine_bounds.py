@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,3 +98,26 @@ def test_a_budget_is_kept_off_the_grid_too(samples: int, max_batch: int | None) 
             max_batch=max_batch,
         )  # fmt: skip
         assert found.nfe <= budget
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp-2m", "heun"])
+@each_seed(1)
+def test_a_budget_is_kept_where_states_are_forgotten(solver: str, seed: int) -> None:
+    model, trajectory = random_case("mixture", seed, steps=30, samples=16)
+    start = replace(oss.baselines.uniform(trajectory, 8), solver=solver)
+    for budget in range(64, 112, 8):
+        for max_batch in (1, 2):
+            found = refine(
+                model, trajectory, start, budget=budget, max_batch=max_batch, keep_bytes=0,
+                validation=0.5,
+            )  # fmt: skip
+            assert found.nfe <= budget
+
+
+def test_little_memory_costs_few_evaluations_more() -> None:
+    model = oss.models.load("analytic", shape=[3, 4, 4])
+    trajectory = oss.teacher(model, model.noise(16), 40)
+    start = oss.baselines.uniform(trajectory, 10)
+    much, little = (refine(model, trajectory, start, keep_bytes=keep) for keep in (2**29, 0))
+    assert little.schedule.times == much.schedule.times
+    assert little.nfe < 1.4 * much.nfe

@@ -175,7 +175,7 @@ def test_the_front_is_what_a_path_is_judged_by_at_first(
 ) -> None:
     model, trajectory = random_case("mixture", 0, samples=samples)
     evaluator = Evaluator(model, samples, block)
-    runner = Runner(evaluator, trajectory, "euler", 2**20)
+    runner = Runner(evaluator, trajectory, "euler", 2)
     race = Race(runner, evaluator, range(samples), reduce="mean", pinned=False, limit=1e9)
     rows = (trajectory.steps, 3, 0)
     assert len(race.residuals(rows)) == len(race.values(rows)) == front

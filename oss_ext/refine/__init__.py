@@ -211,7 +211,7 @@ def held(
     # every knot below and the end. The end has no velocity, nor are evaluations spent on it.
     share = (steps + 1) / (steps + 3)
     made = budget * trajectory.samples / used.evaluations / group
-    states = min(most_kept(group, trajectory, used, KEEP_BYTES), made / share)
+    states = min(most_kept(group, trajectory, used, steps), made / share)
     tensors = 1 + share + (used.order > 1)
     row = trajectory.noise[0].nbytes
     front = min(seen, -(-LEAST_SEEN // group) * group)
@@ -335,8 +335,9 @@ def _refine(
     options: dict[str, Any],
 ) -> Refinement:
     """What ``refine`` finds; ``options`` are those of its races, ``spent`` evaluations before."""
-    reduce, solver = objective.reduce, next(iter(by_path.values())).solver
-    runner = Runner(evaluator, trajectory, solver, keep_bytes)
+    reduce, first = objective.reduce, next(iter(by_path.values()))
+    solver, steps = first.solver, first.steps
+    runner = Runner(evaluator, trajectory, solver, steps, keep_bytes)
     groups = list(runner.groups(seen))
     runner.ahead([(rows, group, orders) for rows, orders in by_path for group in groups])
     paths = sorted(
@@ -355,7 +356,7 @@ def _refine(
             ends.append(_Found(rows, path.orders, score))
     found = [*sorted(ends, key=_Found.mean), best_start]
     if off_grid and evaluator.nfe < options["limit"]:
-        runner = Runner(evaluator, trajectory, solver, keep_bytes, FINENESS)
+        runner = Runner(evaluator, trajectory, solver, steps, keep_bytes, FINENESS)
         place = {t: row for row, t in enumerate(runner.times)}
         grid = trajectory.times.tolist()
         found = [replace(f, rows=tuple(place[grid[row]] for row in f.rows)) for f in found]

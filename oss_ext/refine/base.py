@@ -36,7 +36,9 @@ class Runner:
         evaluator: of the model; its block is the number of samples run at once.
         trajectory: the teacher.
         solver: name of the student's solver.
-        keep_bytes: memory for states and velocities; the oldest are forgotten.
+        steps: of the paths.
+        keep_bytes: memory for states and velocities; those that were of no use for longest are
+            forgotten. One path of every sample is kept in any case.
         fineness: rows per teacher step; those between are evenly spaced in flow time, and at times
             that the network knows.
     """
@@ -46,7 +48,8 @@ class Runner:
         evaluator: Evaluator,
         trajectory: Trajectory,
         solver: str,
-        keep_bytes: int,
+        steps: int,
+        keep_bytes: int = KEEP_BYTES,
         fineness: int = 1,
     ) -> None:
         self._evaluator, self._trajectory = evaluator, trajectory
@@ -57,9 +60,10 @@ class Runner:
         # What is known after a prefix of rows, taken in some orders: state, history and, once it
         # was needed, velocity.
         self._known: OrderedDict[tuple[int, Rows, Orders], list[Any]] = OrderedDict()
+        self._errors: dict[tuple[int, Rows, Orders], Tensor] = {}  # of whole paths
         self.last_row = len(self.times) - 1
         self._group = evaluator.block  # stays, where calls come to have fewer rows
-        self._keep = most_kept(self._group, trajectory, self._solver, keep_bytes)
+        self._keep = most_kept(self._group, trajectory, self._solver, steps, keep_bytes)
 
     @property
     def at_once(self) -> int:
@@ -90,6 +94,10 @@ class Runner:
         # Those of a step may depend on where the path begins and ends, so they are part of what is
         # known of a prefix.
         orders = self.orders_of(rows, orders)
+        # The shortest prefix last, which most paths have in common with this one.
+        for k in range(len(rows), 1, -1):
+            if (name, rows[:k], orders[: k - 1]) in self._known:
+                self._known.move_to_end((name, rows[:k], orders[: k - 1]))
         for k in range(self._first_unknown(name, rows, orders), len(rows)):
             self._step(name, rows[: k + 1], orders[:k], group)
         x = self._entry(name, rows, orders, group)[0]
@@ -105,7 +113,10 @@ class Runner:
         Nothing is known, counted or kept afterwards that was not before. Solvers that evaluate the
         model within a step wait for each evaluation.
         """
-        if self.at_once == 1 or self._solver.evaluations > 1 or not paths:
+        if self.at_once == 1 or self._solver.evaluations > 1:
+            return
+        paths = [path for path in paths if self._end_of(*path) not in self._errors]
+        if not paths:
             return
         rows, group, _ = paths[0]
         most = AHEAD_BYTES // (len(rows) * len(group) * self._trajectory.noise[0].nbytes)
@@ -140,7 +151,11 @@ class Runner:
 
     def errors(self, rows: Rows, group: Tensor, orders: Orders = ()) -> Tensor:
         """Mean squared final error of the path ``rows``, ``[len(group)]`` float64."""
-        return self.residuals(rows, group, orders).double().square().mean(dim=1).cpu()
+        end = self._end_of(rows, group, orders)
+        if end not in self._errors:
+            residuals = self.residuals(rows, group, orders)
+            self._errors[end] = residuals.double().square().mean(dim=1).cpu()
+        return self._errors[end]
 
     def values(
         self, rows: Rows, samples: Sequence[int], reduce: str, orders: Orders = ()
@@ -150,6 +165,9 @@ class Runner:
         self.ahead([(rows, group, orders) for group in groups])
         errors = [self.errors(rows, group, orders) for group in groups]
         return _value(torch.cat(errors), reduce)
+
+    def _end_of(self, rows: Rows, group: Tensor, orders: Orders) -> tuple[int, Rows, Orders]:
+        return int(group[0]), rows, self.orders_of(rows, orders)
 
     def _first_unknown(self, name: int, rows: Rows, orders: Orders) -> int:
         """How many of ``rows`` are the longest prefix that is known."""
@@ -267,11 +285,18 @@ class Race:
         return _value(self._runner.errors(rows, group, self.orders), self.reduce)
 
 
-def most_kept(group: int, trajectory: Trajectory, solver: solvers.Solver, keep_bytes: int) -> int:
-    """States of ``group`` samples that a runner keeps."""
+def most_kept(
+    group: int,
+    trajectory: Trajectory,
+    solver: solvers.Solver,
+    steps: int,
+    keep_bytes: int = KEEP_BYTES,
+) -> int:
+    """States of ``group`` samples that a runner keeps: of a path of every sample at the least."""
     tensors = 2 if solver.order == 1 else 3  # state, velocity, what the history adds
     one = trajectory.states[0, :group].nbytes
-    return max(trajectory.steps + 1, keep_bytes // (tensors * one))
+    path = math.ceil(trajectory.samples / group) * (steps + 1)
+    return max(trajectory.steps + 1, path, keep_bytes // (tensors * one))
 
 
 def fine_times(trajectory: Trajectory, fineness: int) -> list[float]:

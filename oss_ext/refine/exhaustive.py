@@ -8,7 +8,7 @@ import math
 from oss_ext import arguments
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.refine.base import KEEP_BYTES, Runner, mean_error
+from oss_ext.refine.base import Runner, mean_error
 from oss_ext.schedule import Objective, Schedule
 from oss_ext.trajectory import Trajectory
 
@@ -44,7 +44,7 @@ def exhaustive(
     if count > most:
         raise ValueError(f"steps: expected at most {most} schedules to try, got {count}")
     evaluator = Evaluator(model, trajectory.samples, max_batch)
-    runner = Runner(evaluator, trajectory, solver, KEEP_BYTES)
+    runner = Runner(evaluator, trajectory, solver, steps)
     samples = range(trajectory.samples)
     free = itertools.combinations(range(n - 1 if pinned else n, 0, -1), steps - pinned)
     # In this order neighbours share the most of their paths.

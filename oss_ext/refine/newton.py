@@ -36,6 +36,8 @@ def gauss_newton(race: Race, rows: Rows, score: Tensor) -> tuple[Rows, Tensor]:
     if not knots:
         return rows, score
     start = race.residuals(rows)
+    if not race.may_go_on():
+        return rows, score
     secants = torch.zeros(*start.shape, len(knots), dtype=start.dtype, device=start.device)
     front = score[: len(start)].mean()
     best_probe, best_change = rows, 0.0
