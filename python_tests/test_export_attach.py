@@ -113,6 +113,12 @@ def test_another_schedule_takes_the_place_of_the_first() -> None:
     assert found.pipe.scheduler is original
 
 
+def test_arguments_are_those_of_the_scheduler_under_an_attached_one(sd3: Searched) -> None:
+    expected = export.arguments(sd3.schedule, sd3.pipe.scheduler)
+    with export.attach(replace(sd3.schedule, indices=None, times=(0.5, 0.0)), sd3.pipe):
+        assert export.arguments(sd3.schedule, sd3.pipe.scheduler) == expected
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_they_are_detached_in_any_order(sd3: Searched, order: tuple[int, ...]) -> None:
     original = sd3.pipe.scheduler

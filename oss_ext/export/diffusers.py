@@ -19,7 +19,7 @@ from torch import Tensor
 from oss_ext.export.base import ExportError
 from oss_ext.export.diffusers_attach import check_host, check_shift, first_scale
 from oss_ext.export.diffusers_steps import takes_steps_of
-from oss_ext.hosts import Host, read_host
+from oss_ext.hosts import Host, original_of, read_host
 from oss_ext.noise import unshifted
 from oss_ext.schedule import Schedule
 from oss_ext.solvers import SOLVERS
@@ -52,6 +52,7 @@ def arguments(
             scaled noise, ends up with something else or takes other steps; ``attach`` is the way
             then.
     """
+    scheduler = original_of(scheduler)
     host = read_host(scheduler)
     check_host(schedule, host, force)
     _check_configuration(schedule, host, mu)
