@@ -53,6 +53,8 @@ def test_the_interpreted_kernels_pass_the_matrix(name: str) -> None:
     """In a process of its own: triton is interpreted if the variable is set when it is loaded."""
     if release("triton") < (3, 7) and release("numpy") >= (2, 4):
         pytest.skip("Triton 3.6's interpreter takes arrays of one element for numbers")
+    if release("triton") == (3, 9):
+        pytest.skip("Triton 3.9's interpreter makes numbers of masks that are one truth value")
     result = run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow",
         "-k", "triton-cpu or interpreted", str(HERE / f"test_ops_{name}.py"),
