@@ -7,7 +7,8 @@
 #     make test VENV=~/envs/mine TORCH=torch
 
 PYTHON ?= python3.11
-TORCH ?= torch==2.13.0
+# Beside a torch without CUDA, the Triton that the same torch with CUDA brings.
+TORCH ?= torch==2.13.0 triton==3.7.1
 VENV ?= .venv
 
 SHELL := bash
@@ -91,7 +92,7 @@ clean:  ## remove what was built; the environment stays
 $(ready): pyproject.toml
 	@echo "Setting up $(VENV) with $(TORCH)"
 	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	@$(bin)/pip install -qq --no-compile "$(TORCH)"  # most of its files are never imported
+	@$(bin)/pip install -qq --no-compile $(TORCH)  # most of its files are never imported
 	@$(bin)/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 	  print(*project['optional-dependencies']['build'], sep='\n')" \
 	  | $(bin)/pip install -qq -r /dev/stdin

@@ -299,7 +299,7 @@ def _try_scheduler(model: PipelineModel, times: Tensor, steps: int, solver: str)
     )
     try:
         export.arguments(trial, model.host.scheduler, mu=model.mu)
-    except export.ExportError as error:
+    except ValueError as error:  # an ExportError, or the scheduler's own
         note(f"the pipeline's own scheduler cannot be given the schedules: {error}")
 
 
