@@ -23,6 +23,7 @@ from oss_ext.models.wrapped import Wrapped
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
     "cpu": RuntimeError("[alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    "aarch64": RuntimeError("[alloc_cpu.cpp] data. DefaultCPUAllocator: not enough memory"),
     "python": MemoryError(),
 }
 

@@ -297,4 +297,4 @@ def _not_finite(v: Tensor) -> list[int]:
 def out_of_memory(error: Exception) -> bool:
     """Also of the CPU's allocator, which says so in words only."""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    return isinstance(error, kinds) or "DefaultCPUAllocator: " in str(error)
