@@ -94,11 +94,12 @@ class Runner:
         # Those of a step may depend on where the path begins and ends, so they are part of what is
         # known of a prefix.
         orders = self.orders_of(rows, orders)
+        known = self._first_unknown(name, rows, orders)
         # The shortest prefix last, which most paths have in common with this one.
-        for k in range(len(rows), 1, -1):
+        for k in range(known, 1, -1):
             if (name, rows[:k], orders[: k - 1]) in self._known:
                 self._known.move_to_end((name, rows[:k], orders[: k - 1]))
-        for k in range(self._first_unknown(name, rows, orders), len(rows)):
+        for k in range(known, len(rows)):
             self._step(name, rows[: k + 1], orders[:k], group)
         x = self._entry(name, rows, orders, group)[0]
         return (x - self._trajectory.final[group.to(x.device)]).flatten(1)
