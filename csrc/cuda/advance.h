@@ -67,7 +67,7 @@ struct EulerColumn {
     const char* const v =
         row_of(steps.velocity, parent - steps.first_source, sample) + velocity_at;
     const auto vs = *reinterpret_cast<const Packed<V, width>*>(v);
-    const T dt = static_cast<T>(steps.times[j] - steps.times[parent]);
+    const T dt = static_cast<T>(steps.gap(parent, j));
 #pragma unroll
     for (int n = 0; n < width; ++n)
       narrow(fma(dt, static_cast<T>(widen(vs.values[n])), widen(zs.values[n])), out.values[n]);

@@ -21,6 +21,7 @@ struct EulerSteps {
 
   Tensor3 state, velocity;
   const double* times;
+  int64_t times_stride;
   int64_t first_source;  // row 0 of velocity belongs to this source
 
   const EulerSteps& of_order(int) const { return *this; }
@@ -29,9 +30,12 @@ struct EulerSteps {
   OSS_DEVICE int64_t row(int r, int64_t source, int64_t) const {
     return r == 0 ? source : source - first_source;
   }
+  OSS_DEVICE double gap(int64_t source, int64_t target) const {
+    return times[target * times_stride] - times[source * times_stride];
+  }
   // Of the velocity: the state has none.
   OSS_DEVICE double coefficient(int, int64_t source, int64_t target, int64_t) const {
-    return times[target] - times[source];
+    return gap(source, target);
   }
 };
 

@@ -18,7 +18,9 @@ namespace {
 Problem<EulerSteps> problem_of(Inputs& in) {
   Problem<EulerSteps> p{};
   p.steps = in.c.last, p.samples = in.c.samples, p.elements = in.elements();
-  p.of = {in.state.view(), in.velocity.view(), in.times.data(), 0};
+  in.every_other.assign(2 * in.rows, NAN);
+  for (int64_t i = 0; i < in.rows; ++i) in.every_other[2 * i] = in.times[i];
+  p.of = {in.state.view(), in.velocity.view(), in.every_other.data(), 2, 0};
   p.target = in.teacher.view();
   if (!in.mask.empty())
     p.mask = {reinterpret_cast<const bool*>(in.mask.data()), in.c.mask_samples,
