@@ -63,6 +63,13 @@ inline std::string name_of(ScalarType type) {
   }
 }
 
+inline std::string text_of(const torch::stable::Device& device) {
+  if (device.is_cpu()) return "cpu";
+  const std::string index = std::to_string(device.index());
+  if (device.is_cuda()) return "cuda:" + index;
+  return "device " + index + " of type " + std::to_string(static_cast<int>(device.type()));
+}
+
 template <class Sizes>
 std::string shape_text(const Sizes& sizes) {
   std::ostringstream text;
@@ -83,8 +90,9 @@ class Checker {
   }
 
   void device(const char* name, const Tensor& tensor) const {
-    if (tensor.device() != device_)
-      error(name, " must be on the same device as the first tensor argument");
+    if (tensor.device() == device_) return;
+    error(name, " must be on ", text_of(device_), " like the other tensors, got ",
+          text_of(tensor.device()));
   }
 
   void dtype(const char* name, const Tensor& tensor, ScalarType expected) const {

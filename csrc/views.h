@@ -1,8 +1,12 @@
 // Tensors as the kernels of every device see them.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "dp_step.h"
 #include "tensors.h"
@@ -48,6 +52,28 @@ inline Tensor3 view_rows(const Checker& check, const char* name, const Tensor& t
   }
   rows.dense = rows.ndim == 1 && rows.strides[0] == size;
   return out;
+}
+
+// What takes less memory than an operator.
+constexpr const char* kInPlace = "dp_accumulate_ works in place and takes the sources in chunks";
+constexpr const char* kNoPairs = "dp_accumulate_ needs no costs of all pairs";
+constexpr const char* kFewerSources = "chunks of fewer sources take less";
+constexpr const char* kFewerTargets = "fewer targets at a time take less";
+
+// An uninitialised tensor on the device of `like`, of its dtype where none is given.
+inline Tensor allocate(const Checker& check, const Tensor& like, const std::vector<int64_t>& sizes,
+                       std::optional<ScalarType> dtype, const char* advice) {
+  try {
+    return torch::stable::new_empty(like, sizes, dtype);
+  } catch (const std::exception&) {  // it names a line of torch's headers; torch prints the reason
+    int64_t bytes = !dtype.has_value()            ? static_cast<int64_t>(like.element_size())
+                    : *dtype == ScalarType::Byte  ? 1
+                    : *dtype == ScalarType::Float ? 4
+                                                  : 8;
+    for (const int64_t size : sizes) bytes *= size;
+    check.error("could not allocate ", bytes, " bytes of shape ", shape_text(sizes), " on ",
+                text_of(like.device()), "; ", advice);
+  }
 }
 
 // The first and last byte of a tensor's elements.

@@ -234,6 +234,18 @@ def test_a_refused_chunk_changes_nothing(backend: Runner, seed: int) -> None:
     assert all(same_bits(a, b) for a, b in zip(written, before, strict=True))
 
 
+def test_more_memory_than_there_is_is_named_with_what_takes_less(backend: Runner) -> None:
+    if backend.name != "native":
+        pytest.skip("torch's own error")
+    rows, elements = (4097, 2**33) if backend.device == "cpu" else (1001, 2**30)
+    state = torch.zeros((), device=backend.device).expand(rows, 1, elements)
+    times = torch.linspace(0, 1, rows, dtype=torch.float64, device=backend.device)
+    parent = torch.full((rows, 1), -1, device=backend.device)
+    message = rf"could not allocate {4 * rows * elements} bytes.*dp_accumulate_ works in place"
+    with pytest.raises(RuntimeError, match=message):
+        ops.dp_advance(state, state, times, parent, backend="native")
+
+
 @pytest.mark.parametrize("op", schema.SCHEMAS)
 def test_an_unknown_backend_is_answered_with_the_known_ones(op: str, seed: int) -> None:
     given = arguments(op, Runner("reference", "cpu").draw(CASE, seed))

@@ -116,7 +116,7 @@ Tensor dp_combine(const std::vector<Tensor>& basis, const Tensor& index,
                       ", ", j, ", ", b, "] = ", c);
       }
 
-  Tensor out = allocate_rows(basis[0], targets);
+  Tensor out = allocate_rows(check, basis[0], targets, kFewerTargets);
   const Tensor3 to = view_rows(check, "out", out);
   const auto choose = [&](int64_t b, int64_t* chosen, double* weights) {
     for (int64_t j = 0; j < targets; ++j)

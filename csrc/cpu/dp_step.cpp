@@ -60,13 +60,13 @@ std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& ve
   Problem p = make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
   p.reduce = check.reduction(reduce);
 
-  Tensor next = allocate_rows(state, state.size(0));
+  Tensor next = allocate_rows(check, state, state.size(0), kInPlace);
   const Tensor3 to = view_rows(check, "next_state", next);
   const bool wide = state.scalar_type() == ScalarType::Double;
-  Tensor cost =
-      new_empty(state, {p.last + 1, p.samples}, wide ? ScalarType::Double : ScalarType::Float);
-  Tensor parent =
-      new_empty(state, {p.last + 1, p.reduce == Reduction::none ? p.samples : 1}, ScalarType::Long);
+  Tensor cost = allocate(check, state, {p.last + 1, p.samples},
+                         wide ? ScalarType::Double : ScalarType::Float, kInPlace);
+  Tensor parent = allocate(check, state, {p.last + 1, p.reduce == Reduction::none ? p.samples : 1},
+                           ScalarType::Long, kInPlace);
   for_samples(p, [&](const Problem& part, int64_t first) {
     Best best(part.last + 1, part.samples, part.reduce);
     const Tensor3 own = samples_from(to, first);
@@ -85,7 +85,7 @@ Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teache
       make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
 
   const int64_t rows = p.last + 1;
-  Tensor out = new_empty(state, {rows, rows, p.samples}, ScalarType::Double);
+  Tensor out = allocate(check, state, {rows, rows, p.samples}, ScalarType::Double, kInPlace);
   double* data = static_cast<double*>(out.data_ptr());
   std::fill(data, data + rows * rows * p.samples, kInf);
   const TorchPool pool;
@@ -109,8 +109,10 @@ std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& redu
   check.costs(cost);
   const Best best = select(cost.const_data_ptr<double>(), cost.strides().data(), cost.size(0),
                            cost.size(2), check.reduction(reduce));
-  Tensor best_cost = new_empty(cost, {best.targets(), best.samples}, ScalarType::Double);
-  Tensor parent = new_empty(cost, {best.targets(), best.parent_samples}, ScalarType::Long);
+  Tensor best_cost =
+      allocate(check, cost, {best.targets(), best.samples}, ScalarType::Double, kNoPairs);
+  Tensor parent =
+      allocate(check, cost, {best.targets(), best.parent_samples}, ScalarType::Long, kNoPairs);
   write_best<double>(best, best_cost, parent, 0);
   return {best_cost, parent};
 }
@@ -131,7 +133,7 @@ Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& tim
         check.error("parent must be -1 or larger than its target and at most N = ", p.last,
                     ", got parent[", j, ", ", b, "] = ", parents.back());
     }
-  Tensor next = allocate_rows(state, state.size(0));
+  Tensor next = allocate_rows(check, state, state.size(0), kInPlace);
   const Tensor3 to = view_rows(check, "next_state", next);
   advance(p, kernels(), TorchPool(), parents.data(), nullptr, columns, &to, Absent::kept, nullptr);
   return next;

@@ -12,10 +12,9 @@
 
 #include "cpu/step.h"
 #include "dp_step.h"
+#include "views.h"
 
 namespace oss::cpu {
-
-using torch::stable::new_empty;
 
 // torch's own threads.
 struct TorchPool {
@@ -46,10 +45,11 @@ class Matrix {
 
 // Rows like the state's, uninitialised. First touching 4 KiB pages would take longer than writing
 // them.
-inline Tensor allocate_rows(const Tensor& state, int64_t rows) {
+inline Tensor allocate_rows(const Checker& check, const Tensor& state, int64_t rows,
+                            const char* advice) {
   std::vector<int64_t> sizes(state.sizes().begin(), state.sizes().end());
   sizes[0] = rows;
-  Tensor next = new_empty(state, sizes);
+  Tensor next = allocate(check, state, sizes, {}, advice);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t huge = uintptr_t{2} << 20;
   const uintptr_t data = reinterpret_cast<uintptr_t>(next.data_ptr());

@@ -56,7 +56,7 @@ void dp_argmin_(const std::vector<Tensor>& basis, const Tensor& index, const Ten
   for (int d = 0; d < 5; ++d) p.of.strides[d] = coefficients.stride(d);
   if (coefficients.size(4) == 1) p.of.strides[4] = 0;
 
-  Gpu gpu(check, target, "chunks of fewer sources take less");
+  Gpu gpu(check, target, kFewerSources);
   improve(gpu, p, {numbers_of(best_cost), parents_of(best_parent), parents_of(best_order)}, true,
           [](int64_t, int64_t) {});
 }
@@ -72,7 +72,7 @@ Tensor dp_combine(const std::vector<Tensor>& basis, const Tensor& index,
   c.coefficients = coefficients.const_data_ptr<double>();
   for (int d = 0; d < 3; ++d) c.strides[d] = coefficients.stride(d);
 
-  Gpu gpu(check, basis[0], "fewer targets at a time take less");
+  Gpu gpu(check, basis[0], kFewerTargets);
   std::vector<int64_t> sizes(basis[0].sizes().begin(), basis[0].sizes().end());
   sizes[0] = targets;
   Tensor out = gpu.make(sizes);

@@ -12,8 +12,6 @@
 namespace oss::cuda {
 namespace {
 
-constexpr const char* kInPlace = "dp_accumulate_ works in place and takes the sources in chunks";
-
 Problem<EulerSteps> make_problem(const Checker& check, const Tensor& state,
                                  const char* velocity_name, const Tensor& velocity,
                                  const Tensor& teacher, const Tensor& times,
@@ -75,7 +73,7 @@ std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& redu
   const OfferedCosts costs{
       cost.const_data_ptr<double>(), cost.stride(0), cost.stride(1), cost.stride(2), cost.size(2),
       check.reduction(reduce)};
-  Gpu gpu(check, cost, "dp_accumulate_ needs no costs of all pairs");
+  Gpu gpu(check, cost, kNoPairs);
   Tensor best = gpu.make({cost.size(0), cost.size(2)}, ScalarType::Double);
   Tensor parent = gpu.make({cost.size(0), costs.reduce == Reduction::none ? cost.size(2) : 1},
                            ScalarType::Long);

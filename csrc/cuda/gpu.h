@@ -4,7 +4,6 @@
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <array>
 #include <mutex>
@@ -81,14 +80,7 @@ class Gpu {
   }
 
   Tensor make(const std::vector<int64_t>& sizes, std::optional<ScalarType> dtype = {}) {
-    try {
-      return torch::stable::new_empty(like_, sizes, dtype);
-    } catch (const std::exception& error) {
-      int64_t bytes = dtype.has_value() ? 8 : static_cast<int64_t>(like_.element_size());
-      for (const int64_t size : sizes) bytes *= size;
-      check_.error("could not allocate about ", bytes, " bytes of shape ", shape_text(sizes), "; ",
-                   advice_, ". ", error.what());
-    }
+    return oss::allocate(check_, like_, sizes, dtype, advice_);
   }
 
   template <class Args>
