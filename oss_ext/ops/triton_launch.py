@@ -210,18 +210,21 @@ def improve(candidates: Candidates, best: Best, reduce: str) -> None:
     count, width = candidates.count, candidates.stop - 1
     objective = best.cost.new_zeros((count, width, 1), dtype=torch.float64)
     groups = list(candidates.groups(reduced=True))
+    # One group's costs fill the workspace: those of several are computed again, and are never
+    # held while the next come.
+    kept = candidates.costs(groups[0]) if len(groups) == 1 else None
     for group in groups:
-        cost = candidates.costs(group)
-        add_terms(objective, cost, reduce)
+        add_terms(objective, candidates.costs(group) if kept is None else kept, reduce)
     score = _old_objective(best.cost, reduce)
     select(Best(score, best.parent, best.order), objective, first, order)
     winner = best.parent
     if best.order is not None:
         winner = torch.where(best.order == order, winner, -1)
+    wanted = winner[:, 0].contiguous()
     for group in groups:
-        if len(groups) > 1:
-            cost = candidates.costs(group, wanted=winner[:, 0].contiguous())
+        cost = candidates.costs(group, wanted=wanted) if kept is None else kept
         pick(best.cost[:, group], winner, cost, first)
+        del cost
 
 
 def advance(
