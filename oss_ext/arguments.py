@@ -85,13 +85,12 @@ def flag(name: str, value: Any) -> bool:
 
 
 def device(name: str, value: Any) -> torch.device:
-    """``value`` as a device that this machine has; ``ValueError`` if it is none."""
+    """``value`` as a device that this machine has, with its number: of those without one, that of
+    the current device. ``ValueError`` if it is none."""
     try:
-        found = torch.device(value)
-        torch.empty(0, device=found)
+        return torch.empty(0, device=torch.device(value)).device
     except (RuntimeError, TypeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"{name}: expected a device of this machine, got {value!r} ({reason})"
         ) from None
-    return found

@@ -360,6 +360,8 @@ def _op_seconds(
 
 
 def _place(device: torch.device) -> str:
+    if str(device) == "cuda":  # of a model that says no more
+        return f"cuda:{torch.cuda.current_device()}"
     return "host" if device.type == "cpu" else str(device)
 
 

@@ -163,9 +163,10 @@ class Trajectory:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it holds no trajectory of this version; the message names what is wrong.
+            ValueError: it holds no trajectory of this version, or the device is not there; the
+                message names what is wrong.
         """
-        device = torch.device(device)
+        device = arguments.device("device", device)
         scratch_files.check(scratch, device)
         try:
             words, tensors = arrays.load(path)

@@ -327,6 +327,7 @@ def test_an_output_of_another_kind_is_refused(
         ({"shape": (3, 2.0)}, "^shape: expected the dims of a sample"),
         ({"dtype": "float32"}, "^dtype: expected a floating-point torch.dtype, got 'float32'"),
         ({"dtype": torch.int32}, "^dtype: expected a floating-point torch.dtype, got torch.int32"),
+        ({"device": "vga"}, "^device: expected a device of this machine, got .vga."),
         ({"fixed_batch": 0}, "^fixed_batch: expected"),
         ({"fixed_batch": -2}, "^fixed_batch: expected"),
         ({"data_range": 0}, "^data_range: expected a positive number"),

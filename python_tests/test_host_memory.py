@@ -45,7 +45,7 @@ class Pretended(TorchFunctionMode):
             kwargs.pop("device", None)
             args = [x for x in args if not isinstance(x, str | torch.device)]
             if wanted:
-                marks = {torch.device(wanted[0]) == CARD}
+                marks = {torch.device(wanted[0]).type == CARD.type}
                 self.moved += True in marks
         elif function is torch.Tensor.cpu:
             marks = {False}
@@ -53,7 +53,7 @@ class Pretended(TorchFunctionMode):
             marks = {hasattr(args[0], "on_card")}  # places may be on the CPU
         assert len(marks) < 2, f"{function} takes tensors of two devices"
         for name in ("device", "pin_memory"):
-            if torch.device(kwargs.get(name) or "cpu") == CARD:
+            if torch.device(kwargs.get(name) or "cpu").type == CARD.type:
                 kwargs[name], marks = None, {True}
         result = function(*args, **kwargs)
         if function in (torch.Tensor.to, torch.Tensor.cpu):
@@ -81,7 +81,8 @@ def network(device: torch.device, seed: int) -> oss.models.Model:
     weights = [torch.randn(6, 6, generator=generator).div(3).to(device) for _ in range(2)]
 
     def velocity(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        assert x.device == t.device == sample.device == device
+        assert x.device == t.device == sample.device
+        assert x.device.type == device.type
         hidden = torch.tanh(x.flatten(1) @ weights[0] + t.to(x.dtype)[:, None])
         return (hidden @ weights[1]).view(x.shape) + 0.1 * sample.to(x.dtype).view(-1, 1, 1)
 
@@ -136,9 +137,16 @@ def test_students_are_run_and_compared_with_it(seed: int, card: Pretended) -> No
     assert made.steps == 3
 
 
+@pytest.mark.parametrize("says", ["cuda:0", "cuda", "cuda of its own"])
 @each_seed(1)
-def test_a_plan_tells_the_two_memories_apart(seed: int, card: Pretended) -> None:
-    model = network(CARD, seed)
+def test_a_plan_tells_the_two_memories_apart(
+    says: str, seed: int, card: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    model = network(torch.device(says.split()[0]), seed)
+    assert model.device == CARD
+    if says == "cuda of its own":  # a class of the user's
+        model.device = torch.device("cuda")
     noise = model.noise(8, seed)
     for initial, arrays in ((noise.cpu(), "host"), (noise, "cuda:0")):
         outline = oss.teacher(model, initial, 300, dry_run=True)
@@ -153,7 +161,7 @@ def test_a_plan_tells_the_two_memories_apart(seed: int, card: Pretended) -> None
         assert len(short) == (arrays == "cuda:0")
 
 
-def test_noise_on_a_third_device_is_refused() -> None:
+def test_noise_on_a_third_device_is_refused(card: Pretended) -> None:
     model = oss.models.from_callable(lambda x, t, sample: x, shape=SHAPE, device=CARD)
     expected = r"^noise: expected a tensor on cuda:0 or cpu, got meta"
     with pytest.raises(ValueError, match=expected):

@@ -134,3 +134,20 @@ def test_a_call_for_one_item_has_texts_that_are_no_lists(
     oss.teacher(model, model.noise(2), steps=STEPS)
     model.close()
     assert set(pipe.texts) == texts
+
+
+@pytest.mark.parametrize("says", ["cuda", "cuda:2"])
+def test_a_run_has_the_gpu_of_the_thread_that_asked(
+    says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Group offloading says "cuda" without a number; a new thread would take it for the first."""
+
+    class OnCard(Pipeline):
+        _execution_device = torch.device(says)
+
+    chosen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    model = from_pipeline(OnCard(), prompt=["a", "b"], num_inference_steps=STEPS)
+    oss.teacher(model, model.noise(2, 0), STEPS)
+    assert set(chosen) == {1 if says == "cuda" else 2}

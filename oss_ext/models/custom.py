@@ -115,8 +115,8 @@ def from_callable(
     The fingerprint covers the weights of networks that are ``torch.nn.Module``.
 
     Raises:
-        ValueError: a bad name, shape, dtype, data range or batch, an unknown prediction, guidance
-            without ``unconditional``, ``edm`` on a path that is not VE.
+        ValueError: a bad name, shape, dtype, device, data range or batch, an unknown prediction,
+            guidance without ``unconditional``, ``edm`` on a path that is not VE.
     """
     path = FLOW if path is None else path
     if not isinstance(path, Path):
@@ -142,6 +142,7 @@ def from_callable(
     model = CallableModel(
         network, name, shape, path, predicts, sigma_data, unconditional, guidance, learned_variance
     )
-    model.data_range, model.dtype, model.device = data_range, dtype, torch.device(device)
+    model.data_range, model.dtype = data_range, dtype
+    model.device = arguments.device("device", device)
     model.one_time_per_call, model.fixed_batch = one_time_per_call, fixed_batch
     return model

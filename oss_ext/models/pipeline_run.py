@@ -159,7 +159,11 @@ class Run:
         recorder = stand_in(Recorder, scheduler)
         recorder.run = self
         call = _Call(pipe, recorder, encoded)
-        # A thread's own as well: what holds where the run is asked for is to hold in it.
+        # These are a thread's own: what holds where the run is asked for is to hold in it.
+        device = torch.device(getattr(call.pipe, "_execution_device", "cpu"))
+        self._gpu: int | None = None
+        if device.type == "cuda":
+            self._gpu = torch.cuda.current_device() if device.index is None else device.index
         self._autocasts = [
             torch.autocast(kind, torch.get_autocast_dtype(kind))
             for kind in ("cuda", "cpu")
@@ -228,9 +232,8 @@ class Run:
 
     def _work(self, call: Any, arguments: dict[str, Any]) -> None:
         try:
-            device = torch.device(getattr(call.pipe, "_execution_device", "cpu"))
-            if device.type == "cuda":  # the current device is a thread's own
-                torch.cuda.set_device(device)
+            if self._gpu is not None:
+                torch.cuda.set_device(self._gpu)
             with torch.no_grad(), contextlib.ExitStack() as casts:
                 for autocast in self._autocasts:
                     casts.enter_context(autocast)
