@@ -259,3 +259,22 @@ def test_a_backend_says_why_it_cannot_serve(seed: int) -> None:
     assert reason
     with pytest.raises(RuntimeError, match=rf"^dp_step: backend\b.*native.*{re.escape(reason)}"):
         Runner("native", "meta").dp_step(inputs)
+
+
+def test_a_card_too_old_for_kernels_is_served_by_the_reference(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    inputs = Runner("reference", "cpu").draw(CASE, seed)
+    called: list[str] = []
+    for name, operator in ops.reference.BACKEND.operators.items():
+        spy = lambda *args, name=name, of=operator, **options: (  # noqa: E731
+            called.append(name), of(*args, **options)
+        )[1]  # fmt: skip
+        monkeypatch.setitem(ops.reference.BACKEND.operators, name, spy)
+    for old in (False, True):
+        monkeypatch.setattr(ops, "too_old", lambda device, old=old: old)
+        for name in ops.schema.SCHEMAS:
+            given = arguments(name, inputs)
+            called.clear()
+            getattr(ops, name)(**given)
+            assert called == [name] * old

@@ -52,7 +52,7 @@ inline Device describe(const Checker& check, int index) {
                "compute capability");
     if (major < 8)
       check.error("the CUDA kernels need compute capability 8.0 or later, this device has ", major,
-                  ".", minor, "; backend='reference' serves it, slowly");
+                  ".", minor, "; the functions of oss_ext.ops serve it, slowly");
     device = {count};
   }
   return device;

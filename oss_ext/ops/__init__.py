@@ -1,8 +1,9 @@
 """The fused dynamic-programming step and its pieces, on any backend.
 
 Every function here calls ``torch.ops.oss.<name>``, which the dispatcher sends to the fastest
-kernel that is registered for the tensors' device; ``backend="<name>"`` calls one backend directly
-and raises ``RuntimeError`` with its reason when it cannot serve.
+kernel that is registered for the tensors' device, or the reference on cards that are too old for
+the kernels; ``backend="<name>"`` calls one backend directly and raises ``RuntimeError`` with its
+reason when it cannot serve.
 
 Notation, as in the paper's Algorithm 1: ``z`` = state, ``v`` = velocity, ``x`` = teacher,
 ``t`` = times, ``i`` = source row, ``j < i`` = target row, index 0 the clean end. Tensors are
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from oss_ext.ops import checks, native, reference, schema, triton
-from oss_ext.ops.backend import Backend
+from oss_ext.ops.backend import Backend, too_old
 
 BACKENDS: dict[str, Backend] = {
     b.name: b for b in (native.BACKEND, triton.BACKEND, reference.BACKEND)
@@ -37,7 +38,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 def serving(device: torch.device | str = "cpu", op: str = "dp_step") -> Backend:
-    """The backend that ``torch.ops.oss.<op>`` uses for tensors on ``device``."""
+    """The backend that the function ``op`` uses for tensors on ``device``."""
     device = torch.device(device)
     return next(b for b in BACKENDS.values() if b.why_not_call(op, device) is None)
 
@@ -66,11 +67,15 @@ for _name in schema.SCHEMAS:
 
 
 def _call(op: str, backend: str | None, *args: Any, **kwargs: Any) -> Any:
+    device = _first(args).device
     if backend is None:
+        # The dispatcher knows native kernels for every card, also for one that cannot run them.
+        if not torch.compiler.is_compiling() and too_old(device):
+            return reference.BACKEND.operators[op](*args, **kwargs)
         return getattr(torch.ops.oss, op)(*args, **kwargs)
     known = ", ".join(BACKENDS)
     checks.expect(backend in BACKENDS, op, "backend", f"one of {known}", repr(backend))
-    chosen, device = BACKENDS[backend], _first(args).device
+    chosen = BACKENDS[backend]
     reason = chosen.why_not_call(op, device)
     if reason is not None:
         able = ", ".join(n for n, b in BACKENDS.items() if b.why_not_call(op, device) is None)

@@ -37,11 +37,18 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+def too_old(device: torch.device) -> bool:
+    """Whether it is a card that no GPU kernels run on: all of them need sm_80 or newer."""
+    return (
+        device.type == "cuda" and torch.cuda.is_available() and _capability(device.index) < (8, 0)
+    )
+
+
 def why_no_card(device: torch.device) -> str | None:
-    """Why GPU kernels cannot run on a CUDA device: all of them need sm_80 or newer."""
+    """Why GPU kernels cannot run on a CUDA device."""
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    major, minor = _capability(device.index)
-    if major < 8:
+    if too_old(device):
+        major, minor = _capability(device.index)
         return f"the kernels need a card of sm_80 or newer, this one is sm_{major}{minor}"
     return None
