@@ -134,7 +134,7 @@ struct Inputs {
   int64_t rows;
   Array state, velocity, teacher;
   std::vector<double> times;
-  std::vector<double> every_other;         // the times, for kernels that take strides
+  std::vector<double> every_other;  // the times, for kernels that take strides
   std::vector<unsigned char> mask;  // [rows, mask_samples], empty: all live
 
   explicit Inputs(const Case& c, int64_t shift = 0)

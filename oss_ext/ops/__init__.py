@@ -67,15 +67,15 @@ for _name in schema.SCHEMAS:
 
 
 def _call(op: str, backend: str | None, *args: Any, **kwargs: Any) -> Any:
-    device = _first(args).device
     if backend is None:
         # The dispatcher knows native kernels for every card, also for one that cannot run them.
-        if not torch.compiler.is_compiling() and too_old(device):
+        first, eager = _first(args), not torch.compiler.is_compiling()
+        if eager and isinstance(first, Tensor) and too_old(first.device):
             return reference.BACKEND.operators[op](*args, **kwargs)
         return getattr(torch.ops.oss, op)(*args, **kwargs)
     known = ", ".join(BACKENDS)
     checks.expect(backend in BACKENDS, op, "backend", f"one of {known}", repr(backend))
-    chosen = BACKENDS[backend]
+    chosen, device = BACKENDS[backend], _first(args).device
     reason = chosen.why_not_call(op, device)
     if reason is not None:
         able = ", ".join(n for n, b in BACKENDS.items() if b.why_not_call(op, device) is None)
