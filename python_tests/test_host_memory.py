@@ -18,6 +18,7 @@ from oss_ext import Schedule
 from oss_ext.baselines import BASELINES, Calibration
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
+MEANT = (CARD, torch.device("cuda"))  # both are the card
 
 
 class Pretended(TorchFunctionMode):
@@ -45,7 +46,7 @@ class Pretended(TorchFunctionMode):
             kwargs.pop("device", None)
             args = [x for x in args if not isinstance(x, str | torch.device)]
             if wanted:
-                marks = {torch.device(wanted[0]).type == CARD.type}
+                marks = {torch.device(wanted[0]) in MEANT}
                 self.moved += True in marks
         elif function is torch.Tensor.cpu:
             marks = {False}
@@ -53,7 +54,7 @@ class Pretended(TorchFunctionMode):
             marks = {hasattr(args[0], "on_card")}  # places may be on the CPU
         assert len(marks) < 2, f"{function} takes tensors of two devices"
         for name in ("device", "pin_memory"):
-            if torch.device(kwargs.get(name) or "cpu").type == CARD.type:
+            if torch.device(kwargs.get(name) or "cpu") in MEANT:
                 kwargs[name], marks = None, {True}
         result = function(*args, **kwargs)
         if function in (torch.Tensor.to, torch.Tensor.cpu):
@@ -81,8 +82,7 @@ def network(device: torch.device, seed: int) -> oss.models.Model:
     weights = [torch.randn(6, 6, generator=generator).div(3).to(device) for _ in range(2)]
 
     def velocity(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        assert x.device == t.device == sample.device
-        assert x.device.type == device.type
+        assert x.device == t.device == sample.device == weights[0].device
         hidden = torch.tanh(x.flatten(1) @ weights[0] + t.to(x.dtype)[:, None])
         return (hidden @ weights[1]).view(x.shape) + 0.1 * sample.to(x.dtype).view(-1, 1, 1)
 

@@ -222,9 +222,10 @@ def improve(candidates: Candidates, best: Best, reduce: str) -> None:
         winner = torch.where(best.order == order, winner, -1)
     wanted = winner[:, 0].contiguous()
     for group in groups:
-        cost = candidates.costs(group, wanted=wanted) if kept is None else kept
-        pick(best.cost[:, group], winner, cost, first)
-        del cost
+        pick(
+            best.cost[:, group], winner,
+            candidates.costs(group, wanted=wanted) if kept is None else kept, first,
+        )  # fmt: skip
 
 
 def advance(
