@@ -53,6 +53,23 @@ def test_the_inner_loop_is_the_one_with_the_arithmetic(tool: ModuleType) -> None
     assert tool.inner_loop(listing("MOV R1, R2", "@P0 BRA 0x20", "EXIT")) is None
 
 
+@loops
+def test_copies_of_the_last_elements_are_not_counted(tool: ModuleType) -> None:
+    code = listing(
+        "BAR.SYNC 0x0",  # 0x00: the loop
+        "@P1 BRA 0x40",
+        "LDGSTS.E.BYPASS.128 [R2], desc[UR4][R6.64]",
+        "BRA 0x70",
+        "IADD3 R7, R7, R8, RZ",  # 0x40: instead, for the last stage
+        "LDGSTS.E.BYPASS.128.ZFILL [R2], desc[UR4][R6.64], P0",
+        "IADD3 R7, R7, R8, RZ",
+        "FFMA R1, R3, R3, R1",  # 0x70
+        "@P3 BRA 0x0",
+        "EXIT",
+    )
+    assert tool.inner_loop(code) == (1, 6)
+
+
 def job(tool: ModuleType, code: str, kind: str = "kind", seconds: int = 60) -> object:
     return tool.Job("a job", [sys.executable, "-c", code], seconds, kind)
 

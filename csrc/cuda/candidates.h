@@ -99,7 +99,6 @@ struct Euler {
   using Strided = Euler;  // what serves rows that are no aligned runs
   static constexpr bool euler = true;
   static constexpr int terms = 2, planes = 1;  // planes of coefficients
-  static constexpr Shape shape = shape_of(true, terms, sizeof(Z), sizeof(V), sizeof(T));
 
   template <int many>
   static OSS_DEVICE void load(const Rows& rows, int r, const char* row, const int (&at)[many],
@@ -119,7 +118,6 @@ struct Affine {
   using Strided = Affine<Z, kMaxTerms>;  // one for all, because compiling takes time
   static constexpr bool euler = false;
   static constexpr int terms = count, planes = count;
-  static constexpr Shape shape = shape_of(false, terms, sizeof(Z), sizeof(Z), sizeof(T));
 
   template <int many>
   static OSS_DEVICE void load(const Rows& rows, int, const char* row, const int (&at)[many],

@@ -43,9 +43,12 @@ inline Device describe(const Checker& check, int index) {
   const std::lock_guard lock(mutex);
   Device& device = known[index];
   if (device.multiprocessors == 0) {
-    int count = 0, major = 0, minor = 0;
+    int count = 0, shared = 0, major = 0, minor = 0;
     check_cuda(check, cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index),
                "multiprocessors");
+    check_cuda(check,
+               cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+               "shared memory of a block");
     check_cuda(check, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index),
                "compute capability");
     check_cuda(check, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index),
@@ -53,7 +56,7 @@ inline Device describe(const Checker& check, int index) {
     if (major < 8)
       check.error("the CUDA kernels need compute capability 8.0 or later, this device has ", major,
                   ".", minor, "; the functions of oss_ext.ops serve it, slowly");
-    device = {count};
+    device = {count, shared};
   }
   return device;
 }

@@ -15,7 +15,7 @@ struct PairCostArgs {
 
 constexpr int kPairThreads = 512;
 template <class T>
-constexpr int kPairChunks = sizeof(T) == 4 ? 4 : 2;  // whose loads are under way together
+constexpr int kPairLoads = sizeof(T) == 4 ? 8 : 4;  // that a lane has under way together
 
 // Shared memory: a double for each split, and the terms.
 template <class Form>
@@ -30,8 +30,9 @@ OSS_KERNEL void __launch_bounds__(kPairThreads, 1)
     pair_cost_kernel(const PairCostArgs<typename Form::Of> p) {
   using Z = typename Form::Z;
   using T = typename Form::T;
-  constexpr int terms = Form::terms, chunks = kPairChunks<T>, count = 2 * chunks;
-  static_assert(kFlushChunks % chunks == 0);
+  constexpr int terms = Form::terms, count = kPairLoads<T>;
+  constexpr int length = count / 2 * kChunk;
+  static_assert(kFlushElements % length == 0);
   const auto& a = p.cost;
   double* const totals = reinterpret_cast<double*>(dynamic_shared());
   const int64_t j = blockIdx.x, sample = a.first_sample + blockIdx.z;
@@ -50,23 +51,19 @@ OSS_KERNEL void __launch_bounds__(kPairThreads, 1)
   __syncthreads();
   const char* const x = row_of(a.target, j, sample);
   const int lane = threadIdx.x % 32;
-  const auto element_of = [&](int chunk, int n) {
-    return int64_t{chunk + n / 2} * kChunk + 2 * lane + n % 2;
-  };
+  const auto place = [&](int n) { return n / 2 * kChunk + 2 * lane + n % 2; };
 
   for (int split = threadIdx.x / 32; split < a.splits; split += p.warps) {
-    const int begin = chunk_of(a.elements, split, a.splits);
-    const int end = chunk_of(a.elements, split + 1, a.splits);
-    const int last = end * kChunk < a.elements ? end * kChunk : a.elements;
+    const int begin = element_of(a.elements, split, a.splits);
+    const int end = element_of(a.elements, split + 1, a.splits);
+    const int last = end < a.elements ? end : a.elements;
     T sums[1] = {};
     double total = 0;
-    for (int chunk = begin; chunk < end; chunk += chunks) {
+    for (int element = begin; element < end; element += length) {
       int at[count];
 #pragma unroll
-      for (int n = 0; n < count; ++n) {
-        const int64_t e = element_of(chunk, n);
-        at[n] = e < last ? static_cast<int>(e) : last - 1;
-      }
+      for (int n = 0; n < count; ++n)
+        at[n] = element + place(n) < last ? element + place(n) : last - 1;
       T candidates[count] = {};
 #pragma unroll Form::euler ? terms : 1
       for (int r = 0; r < terms && rows[r] != nullptr; ++r) {
@@ -85,9 +82,9 @@ OSS_KERNEL void __launch_bounds__(kPairThreads, 1)
 #pragma unroll
       for (int n = 0; n < count; ++n) {
         const T difference = candidates[n] - aims[n];
-        if (element_of(chunk, n) < last) sums[0] = fma(difference, difference, sums[0]);
+        if (element + place(n) < last) sums[0] = fma(difference, difference, sums[0]);
       }
-      if ((chunk - begin + chunks) % kFlushChunks == 0 || chunk + chunks >= end) {
+      if ((element - begin + length) % kFlushElements == 0 || element + length >= end) {
         add_lanes<1>(sums, lane);
         total += static_cast<double>(sums[0]);
         sums[0] = T(0);
@@ -97,8 +94,7 @@ OSS_KERNEL void __launch_bounds__(kPairThreads, 1)
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
-  double sum = 0;
-  for (int split = 0; split < a.splits; ++split) sum += totals[split];
+  const double sum = add_splits(a.splits, [&](int split) { return totals[split]; });
   p.best.cost.set(j, sample, sum / static_cast<double>(a.elements));
 }
 

@@ -50,6 +50,12 @@ OSS_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
 
+// Bits that are tested one by one, which the compiler would keep in a register each.
+OSS_DEVICE unsigned in_one_register(unsigned bits) {
+  asm volatile("" : "+r"(bits));
+  return bits;
+}
+
 // Where the compiler would start loads for what comes later, and spill registers to hold them.
 OSS_DEVICE void hold_loads() { __syncwarp(); }
 
@@ -116,27 +122,30 @@ struct alignas(sizeof(Z) * count) Packed {
   Z values[count];
 };
 
-template <class T>
-struct Two {
-  T a, b;
-};
+OSS_DEVICE float low_half(uint32_t two, BFloat16) { return bits_to_float(two << 16); }
+OSS_DEVICE float high_half(uint32_t two, BFloat16) { return bits_to_float(two & 0xffff0000u); }
+OSS_DEVICE float low_half(uint32_t two, Half) {
+  return half_to_float(static_cast<uint16_t>(two & 0xffff));
+}
+OSS_DEVICE float high_half(uint32_t two, Half) {
+  return half_to_float(static_cast<uint16_t>(two >> 16));
+}
 
-OSS_DEVICE Two<float> load_two(const float* from) {
-  const float2 two = *reinterpret_cast<const float2*>(from);
-  return {two.x, two.y};
-}
-OSS_DEVICE Two<double> load_two(const double* from) {
-  const double2 two = *reinterpret_cast<const double2*>(from);
-  return {two.x, two.y};
-}
-OSS_DEVICE Two<float> load_two(const BFloat16* from) {
-  const uint32_t two = *reinterpret_cast<const uint32_t*>(from);
-  return {bits_to_float(two << 16), bits_to_float(two & 0xffff0000u)};
-}
-OSS_DEVICE Two<float> load_two(const Half* from) {
-  const uint32_t two = *reinterpret_cast<const uint32_t*>(from);
-  return {half_to_float(static_cast<uint16_t>(two & 0xffff)),
-          half_to_float(static_cast<uint16_t>(two >> 16))};
+// Those that lie side by side, widened.
+template <int count, class Z, class T>
+OSS_DEVICE void load_packed(const Z* from, T* values) {
+  if constexpr (sizeof(Z) == 2) {  // as words: of halves the compiler makes arrays in memory
+    const auto words = *reinterpret_cast<const Packed<uint32_t, count / 2>*>(from);
+#pragma unroll
+    for (int n = 0; n < count; n += 2) {
+      values[n] = low_half(words.values[n / 2], Z{});
+      values[n + 1] = high_half(words.values[n / 2], Z{});
+    }
+  } else {
+    const auto packed = *reinterpret_cast<const Packed<Z, count>*>(from);
+#pragma unroll
+    for (int n = 0; n < count; ++n) values[n] = packed.values[n];
+  }
 }
 
 // --- Tensors ---

@@ -7,7 +7,7 @@
 
 namespace oss::cuda {
 
-// The mean of a pair from the sums of its splits, added in order.
+// The mean of a pair from the sums of its splits.
 struct SplitSums {
   const double* data;  // [samples of this launch, splits, cells]
   int64_t cells;
@@ -17,8 +17,7 @@ struct SplitSums {
 
   OSS_DEVICE double mean(int64_t source, int64_t target, int64_t sample) const {
     const double* at = data + sample * splits * cells + cell_of(source, target, begin_source);
-    double sum = 0;
-    for (int split = 0; split < splits; ++split) sum += at[split * cells];
+    const double sum = add_splits(splits, [&](int split) { return at[split * cells]; });
     return sum / static_cast<double>(elements);
   }
 };

@@ -65,7 +65,7 @@ class Costs {
       : gpu_(gpu),
         p_(p),
         plan_(plan_cost(p.steps, p.samples, p.elements,
-                        p.target.rows.dtype == DType::float64 ? kTile<double> : kTile<float>,
+                        tile_of(true, p.target.rows.dtype == DType::float64 ? 8 : 4),
                         gpu.device())),
         cells_(cells_of(p.begin_source, p.end_source)) {
     sums_ = static_cast<double*>(
@@ -80,10 +80,14 @@ class Costs {
   void compute(const Of& of, int64_t first, int64_t count) {
     with_form(of, [&](auto form) {
       using Form = decltype(form);
-      if (can_copy<Form>(of, p_.target))
-        compute_as<Form, true>(of, first, count);
+      // Euler's steps alone, because compiling takes time.
+      constexpr bool gains = Form::euler && kShape<Form, true>.length > kShape<Form, false>.length;
+      if (!can_copy<Form>(of, p_.target))
+        compute_as<typename Form::Strided, false, false>(of, first, count);
+      else if (gains && gpu_.device().shared_bytes >= kRoomyBytes)
+        compute_as<Form, true, gains>(of, first, count);
       else
-        compute_as<typename Form::Strided, false>(of, first, count);
+        compute_as<Form, true, false>(of, first, count);
     });
   }
 
@@ -112,13 +116,12 @@ class Costs {
             sums_};
   }
 
-  template <class Form, bool async>
+  template <class Form, bool async, bool roomy>
   void compute_as(const Of& of, int64_t first, int64_t count) {
-    constexpr Shape shape = Form::shape;
-    constexpr int64_t pairs = kPairs<typename Form::T>;
-    const Tile tile{shape.source_warps * pairs, shape.target_warps * pairs};
-    const Grid grid{tiles_of(p_.begin_source, p_.end_source, tile), plan_.splits, count};
-    gpu_.launch(cost_kernel<Form, async>, grid, kCostThreads, shape.shared_bytes, args(of, first));
+    constexpr Shape shape = kShape<Form, roomy>;
+    const Grid grid{tiles_of(p_.begin_source, p_.end_source, shape.tile), plan_.splits, count};
+    gpu_.launch(cost_kernel<Form, async, roomy>, grid, kCostThreads, shape.shared_bytes,
+                args(of, first));
   }
 
   Gpu& gpu_;

@@ -7,7 +7,9 @@
 
 namespace oss::cuda {
 
-inline const Device devices[] = {{108}, {132}, {148}, {20}};  // A100, H200, B200, laptop
+// A100, H200, B200, laptop.
+inline const Device devices[] = {
+    {108, 163 << 10}, {132, 227 << 10}, {148, 227 << 10}, {20, 99 << 10}};
 
 // A device whose memory is the host's; workspaces start as NaN.
 class Host {

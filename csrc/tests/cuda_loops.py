@@ -18,7 +18,7 @@ LINE = re.compile(
     r"^arch = (?P<arch>\S+)|Function : (?P<name>\S+)"
     r"|^\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?P<what>[^;]+);"
 )
-BACK = re.compile(r"\bBRA\b.*\b0x(?P<to>[0-9a-f]+)")
+BRANCH = re.compile(r"\bBRA\b.*\b0x(?P<to>[0-9a-f]+)")
 
 
 class Loop(NamedTuple):
@@ -44,16 +44,29 @@ def inner_loop(code: list[tuple[int, str]]) -> Loop | None:
     index = {at: k for k, (at, _) in enumerate(code)}
     spans = []
     for k, (_, what) in enumerate(code):
-        back = BACK.search(what)
+        back = BRANCH.search(what)
         start = None if back is None else index.get(int(back["to"], 16))
         if start is not None and start < k:
             spans.append((start, k + 1))
     inner = [s for s in spans if not any(s[0] <= o[0] and o[1] <= s[1] and o != s for o in spans)]
-    loops = [
-        Loop(sum(FLOATING.match(what) is not None for _, what in code[start:end]), end - start)
-        for start, end in inner
-    ]
-    return max(loops, default=None)
+    return max((count(code[start:end]) for start, end in inner), default=None)
+
+
+def count(code: list[tuple[int, str]]) -> Loop:
+    """Without the blocks that copy what is less than 16 bytes: only the last elements need them."""
+    heads = {int(to["to"], 16) for _, what in code if (to := BRANCH.search(what)) is not None}
+    arithmetic = instructions = 0
+    block: list[str] = []
+    for k, (_, what) in enumerate(code):
+        block.append(what)
+        ends = k + 1 == len(code) or code[k + 1][0] in heads or BRANCH.search(what) is not None
+        if not ends:
+            continue
+        if not any(".ZFILL" in each for each in block):
+            arithmetic += sum(FLOATING.match(each) is not None for each in block)
+            instructions += len(block)
+        block = []
+    return Loop(arithmetic, instructions)
 
 
 def inner_loops(disassembler: str, objects: list[Path]) -> dict[tuple[str, str], Loop]:

@@ -31,12 +31,6 @@
 using std::fma;
 using std::isfinite;
 
-struct float2 {
-  float x, y;
-};
-struct double2 {
-  double x, y;
-};
 struct Index3 {
   unsigned x = 0, y = 0, z = 0;
 };
@@ -229,6 +223,7 @@ void wait_copies() {
   }
 }
 
+inline unsigned in_one_register(unsigned bits) { return bits; }
 inline void hold_loads() {}
 
 inline float multiply(float a, float b) { return a * b; }
