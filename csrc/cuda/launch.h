@@ -91,7 +91,7 @@ constexpr int kSelectThreads = 128;
 // So few blocks that the compiler has 128 registers a thread: it would spill some for more blocks.
 constexpr int kAdvanceThreads = 128, kAdvanceBlocks = 4;
 constexpr int64_t kMaxSamplesPerLaunch = 32768;  // of gridDim.z
-constexpr int64_t kMaxSplits = 65535;            // of gridDim.y
+constexpr int64_t kMaxSplits = 8192;             // whose sums a block of pair_cost_kernel shares
 
 struct Device {
   int multiprocessors;

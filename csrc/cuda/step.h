@@ -95,6 +95,7 @@ class Costs {
   void of_winners(const Of& of, const Best& best) {
     with_form(of, [&](auto form) {
       using Form = typename decltype(form)::Strided;
+      static_assert(pair_shared_bytes<Form>(kMaxSplits) <= kSharedBytes);
       const int warps = std::min(plan_.splits, kPairThreads / 32);
       in_groups(p_.samples, kMaxSamplesPerLaunch, [&](int64_t first, int64_t count) {
         gpu_.launch(pair_cost_kernel<Form>, Grid{p_.end_source - 1, 1, count}, 32 * warps,

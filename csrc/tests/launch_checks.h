@@ -43,13 +43,14 @@ inline void check_plans() {
   int plans = 0;
   for (const Device& device : devices)
     for (const int64_t steps : {1, 2, 33, 100, 200, 500, 1000, 1024})
-      for (const int64_t elements : {1, 7, 255, 4096, 262144, 4838400})
+      for (const int64_t elements : {int64_t{1}, int64_t{255}, int64_t{4096}, int64_t{262144},
+                                     int64_t{4838400}, kMaxElements})
         for (const int64_t samples : {1, 16, 4096, 100000})
           for (const Tile& tile : {tile_of(true, 4), tile_of(true, 8)}) {
             const Plan plan = plan_cost(steps, samples, elements, tile, device);
             const Plan alone = plan_cost(steps, 1, elements, tile, device);
             const Case c{steps, samples, 1, elements, tile.sources, {}, {}, 0, Reduction::none};
-            expect(plan.splits >= 1 && plan.splits <= 65535, "plan", c, "splits");
+            expect(plan.splits >= 1 && plan.splits <= kMaxSplits, "plan", c, "splits");
             expect(plan.splits <= ceil_div(elements, kUnit), "plan", c, "an empty split");
             expect(plan.splits == alone.splits, "plan", c, "splits depend on the samples");
             expect(plan.samples >= 1 && plan.samples <= samples, "plan", c, "samples");
