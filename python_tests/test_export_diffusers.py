@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import re
 from dataclasses import replace
@@ -137,6 +138,13 @@ def test_stretched_sigmas_end_up_with_a_schedule_that_fits(
     assert_has(used, fitting.sigmas)
 
 
+unipc_takes_sigmas = pytest.mark.skipif(
+    "sigmas" not in inspect.signature(UniPCMultistepScheduler.set_timesteps).parameters,
+    reason="UniPC of this diffusers takes no schedule",
+)
+
+
+@unipc_takes_sigmas
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0])
 @pytest.mark.parametrize("free", [False, True])
 @each_seed(2)
@@ -159,6 +167,7 @@ def test_unipc_ends_up_with_the_schedule(shift: float, free: bool, seed: int) ->
     ]
 
 
+@unipc_takes_sigmas
 @pytest.mark.parametrize("mu", [0.5, 2.0])
 @each_seed(1)
 def test_unipc_with_a_shift_by_resolution(mu: float, seed: int) -> None:
