@@ -33,7 +33,7 @@ OSS_DEVICE int64_t cell_of(int64_t source, int64_t target, int64_t begin) {
 }
 
 // The first element of a split: units * split / splits units, in 32 bits, because a 64-bit division
-// is a function call, around which registers are spilled. There are less than 2^16 splits.
+// is a function call, around which registers are spilled: kMaxSplits is less than 2^16.
 OSS_DEVICE int element_of(int elements, int split, int splits) {
   const unsigned units = (static_cast<unsigned>(elements) + kUnit - 1) / kUnit;
   const unsigned at = split, of = splits;
@@ -60,6 +60,7 @@ OSS_DEVICE double add_splits(int splits, const Part& part) {
   return sums[0];
 }
 
+// Where a tile of the grid lies: those of a band (tiles_of_band in launch.h), its diagonal first.
 struct TileAt {
   int source, target;  // the first ones; sources before those to compute have no pairs
   int columns;         // squares of targets
@@ -74,10 +75,10 @@ OSS_DEVICE TileAt tile_at(int end_source, const Tile& tile, int index) {
       index -= tiles;
       continue;
     }
-    const int first = index == 0 ? others : (index - 1) * tile.columns;
-    const int left = (index == 0 ? columns : others) - first;
-    const bool all = index == 0 || left < tile.columns;
-    return {end - tile.sources, first * tile.pairs, all ? left : tile.columns};
+    const int source = end - tile.sources;
+    if (index == 0) return {source, others * tile.pairs, columns - others};
+    const int first = (index - 1) * tile.columns, left = others - first;
+    return {source, first * tile.pairs, left < tile.columns ? left : tile.columns};
   }
 }
 
@@ -305,13 +306,13 @@ OSS_KERNEL void __launch_bounds__(kCostThreads, 1)
       if (next < end) stage(next, which == 0 ? shape.stages - 1 : which - 1);
       end_copies();
       // The last stage of a split may be half empty.
-      const int some = length > kUnit && end - element < length ? kUnit : length;
+      const int filled = length > kUnit && end - element < length ? kUnit : length;
       if (my.any) {
         const Z* const xs = targets_in(which) + my.target * length + 2 * lane;
         const Z* const firsts = firsts_in(which) + my.source * length + 2 * lane;
         const V* const others = others_in(which, 1) + my.source * length + 2 * lane;
 #pragma unroll 1
-        for (int chunk = 0; chunk < some; chunk += shape.together * kChunk) {
+        for (int chunk = 0; chunk < filled; chunk += shape.together * kChunk) {
           hold_loads();  // else all coefficients stay in registers, and others spill
           T x[pairs][width];
 #pragma unroll

@@ -164,9 +164,10 @@ inline Plan plan_cost(int64_t steps, int64_t samples, int64_t elements, const Ti
     consider(rounds * device.multiprocessors / plan.tiles);
   consider(std::llround(std::sqrt(static_cast<double>(units) * device.multiprocessors /
                                   (2.7 * plan.tiles))));  // least for many rounds
-  plan.why = plan.splits < most ? "least is lost at the ends of blocks, and at the end of them all"
-             : most == units    ? "a split is at least one unit of elements"
-                                : "the sums of all splits fit the workspace";
+  plan.why = plan.splits < most   ? "least is lost at the ends of blocks, and of them all"
+             : most == units      ? "a split is at least one unit of elements"
+             : most == kMaxSplits ? "a block can share the sums of all splits"
+                                  : "the sums of all splits fit the workspace";
   plan.samples =
       std::clamp<int64_t>(by_memory / plan.splits, 1, std::min(samples, kMaxSamplesPerLaunch));
   return plan;
