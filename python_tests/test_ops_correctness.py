@@ -9,7 +9,18 @@ import re
 import pytest
 import torch
 
-from op_cases import DTYPES, LAYOUTS, MASKS, REDUCTIONS, SHAPES, Case, Runner, random_case, refusal
+from op_cases import (
+    DTYPES,
+    LAYOUTS,
+    MASKS,
+    REDUCTIONS,
+    SHAPES,
+    Case,
+    Runner,
+    random_case,
+    refusal,
+    same_bits,
+)
 from op_truth import Truth
 
 CASES = [
@@ -94,6 +105,27 @@ def test_agrees_with_the_truth_for_many_rows(backend: Runner, seed: int) -> None
     truth = Truth(inputs)
     truth.check_step(by_many_threads)
     truth.check_step(backend.dp_step(inputs))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "elements"),
+    [
+        (torch.float32, 2**20 + 64),
+        (torch.float32, 2**20 + 1),  # rows of any alignment
+        (torch.float64, 2**19 + 8),
+        (torch.bfloat16, 2**20 + 64),
+    ],
+)
+def test_agrees_with_the_truth_beyond_the_caches(
+    backend: Runner, dtype: torch.dtype, elements: int, seed: int
+) -> None:
+    """From 16 MiB on, what is written goes past the caches of a CPU."""
+    backend.spare(unless=False)
+    case = Case(steps=3, samples=1, dims=(elements,), dtype=dtype)
+    check(backend, case, seed)
+    inputs = backend.draw(case, seed)
+    in_place = backend.dp_accumulate(inputs, 2)[0]
+    assert same_bits(in_place, backend.dp_step(inputs)[0])
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])

@@ -82,6 +82,7 @@ struct AdvanceJob {
   Rows next;    // dense; may be basis[0] itself, of whose rows a target reads larger ones only.
                 // data == nullptr: no candidates wanted
   Absent absent;  // kept: as in basis[0]
+  bool streamed;  // next is larger than the caches: written past them
   Segments segments;
   int64_t targets;
   const int64_t* rows;         // [targets, terms], of each basis; -1: the term is left out

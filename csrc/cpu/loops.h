@@ -258,13 +258,13 @@ static void cost(const CostJob& job, int64_t segment, int64_t begin, int64_t end
     cost_of_segment<Float>(job, segment, begin, end, scratch, scratch_bytes);
 }
 
-// One block of one chosen pair: writes the candidates, returns their sum of squared differences
-// from x (which may be null), with the additions of `tile`.
+// One block of one chosen pair: writes the candidates, by V::stream if `streamed`, and returns
+// their sum of squared differences from x (which may be null), with the additions of `tile`.
 template <class V, int terms>
 static typename V::Scalar advance_block(const typename V::Scalar* const* rows,
                                         const typename V::Scalar* coefficients,
                                         const typename V::Scalar* x, int64_t n,
-                                        typename V::Scalar* candidates) {
+                                        typename V::Scalar* candidates, bool streamed) {
   using T = typename V::Scalar;
   using Register = typename V::Register;
   Register c[terms];
@@ -279,7 +279,10 @@ static typename V::Scalar advance_block(const typename V::Scalar* const* rows,
       const Register difference = V::sub(candidate, V::load(x + e));
       sum = V::fma(difference, difference, sum);
     }
-    V::store(candidates + e, candidate);
+    if (streamed)
+      V::stream(candidates + e, candidate);
+    else
+      V::store(candidates + e, candidate);
   }
   T out[4];
   V::template sums<1>(&sum, out);
@@ -344,15 +347,18 @@ static void advance_segment(const AdvanceJob& job, int64_t segment) {
         const T* xj =
             job.target.data == nullptr ? nullptr : view(x, job.target, j, first, n, padded);
         T* to = direct ? reinterpret_cast<T*>(next) : candidates;
+        const bool streamed = direct && job.streamed && reinterpret_cast<uintptr_t>(to) % 64 == 0;
         T sum = 0;
         with_terms(terms, [&](auto known) {
-          sum = advance_block<V, decltype(known)::value>(rows, coefficients, xj, padded, to);
+          constexpr int count = decltype(known)::value;
+          sum = advance_block<V, count>(rows, coefficients, xj, padded, to, streamed);
         });
         if (wanted && !direct) encode(next, candidates, job.next.dtype, n);
         if (xj != nullptr) sums[j] += static_cast<double>(sum);
       }
     }
   }
+  V::fence();
 }
 
 static void advance(const AdvanceJob& job, int64_t segment) {

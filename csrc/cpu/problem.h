@@ -106,9 +106,13 @@ constexpr int64_t kMaxSegments = 16;
 
 inline int64_t triangle_of(const Problem& p) { return p.last * (p.last + 1) / 2; }
 
+// Bytes of an element in the compute type.
+inline int64_t compute_size(const Problem& p) {
+  return p.basis[0].rows.dtype == DType::float64 ? sizeof(double) : sizeof(float);
+}
+
 inline int64_t blocks_of(const Problem& p) {
-  const bool wide = p.basis[0].rows.dtype == DType::float64;
-  const int64_t block = wide ? kBlock<double> : kBlock<float>;
+  const int64_t block = kBlockBytes / compute_size(p);
   return (p.elements + block - 1) / block;
 }
 

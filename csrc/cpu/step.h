@@ -23,6 +23,9 @@ constexpr int64_t kSamplesAtOnce = 256;  // without a reduction; bounds what is 
 // Targets packed together stay in the second-level cache.
 constexpr int64_t kMaxPanelRows = 204;
 constexpr int64_t kMinPanelRows = 36;
+// Outputs from here on are written past the caches: a plain store first reads the line that it is
+// to fill, and by the time that the last is written the first is no longer there.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 // Uninitialised memory, aligned for any vector.
 template <class T>
@@ -66,7 +69,7 @@ class Costs {
         scratch_bytes_(worker_bytes(panel_rows())),
         scratch_(workers_ * scratch_bytes_),
         slabs_(segments_.count * max_cells(p)),
-        coefficients_(p.euler() ? 0 : max_coefficients() * size()) {}
+        coefficients_(p.euler() ? 0 : max_coefficients() * compute_size(p)) {}
 
   // Means of squared differences per cell, float64.
   double* of_run(Live& live, const Run& run, int64_t b) {
@@ -87,7 +90,7 @@ class Costs {
       job.coefficients = coefficients_.get();
       for_each(pool_, run.end - run.begin, workers_, [&](int64_t index, int64_t) {
         const Pair& pair = live.pairs[run.begin + index];
-        size() == sizeof(double) ? round<double>(pair, b) : round<float>(pair, b);
+        compute_size(p_) == sizeof(double) ? round<double>(pair, b) : round<float>(pair, b);
       });
     }
     const std::vector<int64_t> cuts = cut(live, run);
@@ -118,8 +121,6 @@ class Costs {
     const int64_t affordable = kScratchBytes / workers_ / kBlockBytes - kScratchRows;
     return std::min({affordable, kMaxPanelRows, p_.last + kMaxTile});
   }
-
-  int64_t size() const { return p_.basis[0].rows.dtype == DType::float64 ? 8 : 4; }
 
   int64_t max_coefficients() const {
     const int64_t pairs = (p_.end_source - p_.first_source) * p_.orders;
@@ -183,6 +184,7 @@ void advance(const Problem& p, int64_t targets, const Kernels& kernels, const Po
   all.terms = p.terms;
   all.absent = absent;
   all.targets = targets;
+  all.streamed = p.samples * targets * p.elements * compute_size(p) >= kStreamBytes;
   // Without costs any cut will do.
   const int64_t count = std::min(blocks_of(p), (4 * threads + p.samples - 1) / p.samples);
   all.segments = cost == nullptr ? Segments{p.elements, blocks_of(p), count} : segments_of(p);

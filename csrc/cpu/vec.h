@@ -1,7 +1,8 @@
 // Vector types of the instruction set that this translation unit is compiled for: `Float` and
 // `Double`. A type gives its lanes, the shape of the register tile (sources x targets), how many
 // registers there are, the few operations that the loops need and `sums`: horizontal sums in one
-// fixed order, whatever their number, padded to 4.
+// fixed order, whatever their number, padded to 4. `stream` stores to an aligned address without
+// reading its line into the caches first, where the machine can; `fence` ends a run of such stores.
 //
 // Included inside the namespace of the capability, so that nothing here is shared between them.
 
@@ -21,6 +22,8 @@ struct Float8 {
   static Register broadcast(float a) { return _mm256_set1_ps(a); }
   static Register load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Register a) { _mm256_storeu_ps(p, a); }
+  static void stream(float* p, Register a) { _mm256_stream_ps(p, a); }
+  static void fence() { _mm_sfence(); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
   static Register mul(Register a, Register b) { return _mm256_mul_ps(a, b); }
   static Register sub(Register a, Register b) { return _mm256_sub_ps(a, b); }
@@ -64,6 +67,8 @@ struct Double4 {
   static Register broadcast(double a) { return _mm256_set1_pd(a); }
   static Register load(const double* p) { return _mm256_loadu_pd(p); }
   static void store(double* p, Register a) { _mm256_storeu_pd(p, a); }
+  static void stream(double* p, Register a) { _mm256_stream_pd(p, a); }
+  static void fence() { _mm_sfence(); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_pd(a, b, c); }
   static Register mul(Register a, Register b) { return _mm256_mul_pd(a, b); }
   static Register sub(Register a, Register b) { return _mm256_sub_pd(a, b); }
@@ -100,6 +105,8 @@ struct Float16 {
   static Register broadcast(float a) { return _mm512_set1_ps(a); }
   static Register load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Register a) { _mm512_storeu_ps(p, a); }
+  static void stream(float* p, Register a) { _mm512_stream_ps(p, a); }
+  static void fence() { _mm_sfence(); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
   static Register mul(Register a, Register b) { return _mm512_mul_ps(a, b); }
   static Register sub(Register a, Register b) { return _mm512_sub_ps(a, b); }
@@ -131,6 +138,8 @@ struct Double8 {
   static Register broadcast(double a) { return _mm512_set1_pd(a); }
   static Register load(const double* p) { return _mm512_loadu_pd(p); }
   static void store(double* p, Register a) { _mm512_storeu_pd(p, a); }
+  static void stream(double* p, Register a) { _mm512_stream_pd(p, a); }
+  static void fence() { _mm_sfence(); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_pd(a, b, c); }
   static Register mul(Register a, Register b) { return _mm512_mul_pd(a, b); }
   static Register sub(Register a, Register b) { return _mm512_sub_pd(a, b); }
@@ -181,6 +190,8 @@ struct Vector16 {
     return a;
   }
   static void store(T* p, Register a) { __builtin_memcpy(p, &a, sizeof(a)); }
+  static void stream(T* p, Register a) { store(p, a); }
+  static void fence() {}
   static Register mul(Register a, Register b) { return a * b; }
   static Register sub(Register a, Register b) { return a - b; }
 #if defined(__aarch64__)

@@ -26,6 +26,8 @@ struct Emulated {
   static void store(T* p, Register a) {
     for (int i = 0; i < width; ++i) p[i] = a.lane[i];
   }
+  static void stream(T* p, Register a) { store(p, a); }
+  static void fence() {}
   static Register fma(Register a, Register b, Register c) {
     for (int i = 0; i < width; ++i) c.lane[i] += a.lane[i] * b.lane[i];
     return c;
