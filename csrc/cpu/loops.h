@@ -358,7 +358,7 @@ static void advance_segment(const AdvanceJob& job, int64_t segment) {
       }
     }
   }
-  V::fence();
+  fence();
 }
 
 static void advance(const AdvanceJob& job, int64_t segment) {

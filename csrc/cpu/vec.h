@@ -6,6 +6,12 @@
 //
 // Included inside the namespace of the capability, so that nothing here is shared between them.
 
+static void fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 #if defined(__AVX2__)
 
 struct Float8 {
@@ -23,7 +29,6 @@ struct Float8 {
   static Register load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Register a) { _mm256_storeu_ps(p, a); }
   static void stream(float* p, Register a) { _mm256_stream_ps(p, a); }
-  static void fence() { _mm_sfence(); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
   static Register mul(Register a, Register b) { return _mm256_mul_ps(a, b); }
   static Register sub(Register a, Register b) { return _mm256_sub_ps(a, b); }
@@ -68,7 +73,6 @@ struct Double4 {
   static Register load(const double* p) { return _mm256_loadu_pd(p); }
   static void store(double* p, Register a) { _mm256_storeu_pd(p, a); }
   static void stream(double* p, Register a) { _mm256_stream_pd(p, a); }
-  static void fence() { _mm_sfence(); }
   static Register fma(Register a, Register b, Register c) { return _mm256_fmadd_pd(a, b, c); }
   static Register mul(Register a, Register b) { return _mm256_mul_pd(a, b); }
   static Register sub(Register a, Register b) { return _mm256_sub_pd(a, b); }
@@ -106,7 +110,6 @@ struct Float16 {
   static Register load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Register a) { _mm512_storeu_ps(p, a); }
   static void stream(float* p, Register a) { _mm512_stream_ps(p, a); }
-  static void fence() { _mm_sfence(); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
   static Register mul(Register a, Register b) { return _mm512_mul_ps(a, b); }
   static Register sub(Register a, Register b) { return _mm512_sub_ps(a, b); }
@@ -139,7 +142,6 @@ struct Double8 {
   static Register load(const double* p) { return _mm512_loadu_pd(p); }
   static void store(double* p, Register a) { _mm512_storeu_pd(p, a); }
   static void stream(double* p, Register a) { _mm512_stream_pd(p, a); }
-  static void fence() { _mm_sfence(); }
   static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_pd(a, b, c); }
   static Register mul(Register a, Register b) { return _mm512_mul_pd(a, b); }
   static Register sub(Register a, Register b) { return _mm512_sub_pd(a, b); }
@@ -191,7 +193,6 @@ struct Vector16 {
   }
   static void store(T* p, Register a) { __builtin_memcpy(p, &a, sizeof(a)); }
   static void stream(T* p, Register a) { store(p, a); }
-  static void fence() {}
   static Register mul(Register a, Register b) { return a * b; }
   static Register sub(Register a, Register b) { return a - b; }
 #if defined(__aarch64__)

@@ -1,6 +1,8 @@
 // The shapes of AVX-512 (lanes, tile) on plain arrays, so that they run on any machine. Stands in
 // for cpu/vec.h, and is included the same way, inside a namespace.
 
+static void fence() {}
+
 template <class T, int width>
 struct Emulated {
   using Scalar = T;
@@ -27,7 +29,6 @@ struct Emulated {
     for (int i = 0; i < width; ++i) p[i] = a.lane[i];
   }
   static void stream(T* p, Register a) { store(p, a); }
-  static void fence() {}
   static Register fma(Register a, Register b, Register c) {
     for (int i = 0; i < width; ++i) c.lane[i] += a.lane[i] * b.lane[i];
     return c;
