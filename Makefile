@@ -55,8 +55,8 @@ comma := ,
 
 sanitize: $(built)  ## run the CPU and CUDA kernels on the CPU under the sanitizers
 	@$(call sanitized,address+undefined,kernels_test cuda_test)
-	@build/address+undefined/kernels_test & kernels=$$!; build/address+undefined/cuda_test; \
-	  wait $$kernels
+	@build/address+undefined/kernels_test & kernels=$$!; trap "kill $$kernels 2> /dev/null || :" EXIT; \
+	  build/address+undefined/cuda_test; wait $$kernels
 
 sanitize-threads: $(built)  ## run the CPU kernels' threads under the thread sanitizer
 	@$(call sanitized,thread,threads_test)

@@ -32,7 +32,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)  # an interruption may come right after the move
         raise
 
 
@@ -59,8 +59,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"expected at most {MOST_BYTES >> 20} MiB, got more")
     try:
         return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError("not a text file") from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(
+            f"expected UTF-8 text, got byte {byte:#04x} at position {error.start}"
+        ) from None
 
 
 def parse_json(text: str) -> Any:

@@ -202,9 +202,9 @@ def plan(
 def check_budgets(steps: int | Sequence[int], teacher_steps: int) -> list[int]:
     """The budgets asked for, ascending; ``ValueError`` unless each is 1 to ``teacher_steps``."""
     budgets = list(steps) if isinstance(steps, Sequence) else [steps]
-    if not budgets or any(type(k) is not int or not 1 <= k <= teacher_steps for k in budgets):
-        raise ValueError(f"steps: expected whole numbers from 1 to {teacher_steps}, got {steps!r}")
-    return sorted(set(budgets))
+    if not budgets:
+        raise ValueError(f"steps: expected one whole number or more, got {steps!r}")
+    return sorted({arguments.whole_number("steps", k, most=teacher_steps) for k in budgets})
 
 
 def make_plan(

@@ -38,7 +38,7 @@ class Contender:
 
     Attributes:
         name: unique within the run, as tables and plots show it, e.g. ``uniform 10``.
-        method: name of the baseline, or ``oss``, ``fast``, ``balanced``, ``best``, ``file``.
+        method: name of the baseline, or ``fast``, ``balanced``, ``best``, ``dp``, ``file``.
         steps: the budget.
         schedule: None where the method was unable.
         seconds: wall time of finding it, the teacher not included.
@@ -122,6 +122,12 @@ class Run:
         _check_kinds(self, _PLAIN)
         if not all(type(fact) is str for fact in self.machine.values()):
             raise RunError(f"machine: expected words, got {self.machine!r:.200}")
+        names = [c.name for c in self.contenders]
+        if len(set(names)) < len(names):
+            raise RunError(f"contenders: expected a name for each, got {names!r:.200}")
+        files = [c.file for c in self.contenders if c.schedule is not None]
+        if len(set(files)) < len(files):
+            raise RunError(f"contenders: expected a file for each schedule, got {files!r:.200}")
         _check_shape("mse", self.mse, len(self.contenders), self.held_out)
         _check_shape("table", self.table, None, None)
         for name, values in self.along.items():
@@ -138,8 +144,6 @@ class Run:
         """Write the folder; what else is in it stays."""
         folder = Path(folder)
         files = [c.file for c in self.contenders if c.schedule is not None]
-        if len(set(files)) < len(files):
-            raise RunError(f"contenders: expected a file for each schedule, got {files}")
         contenders = []
         for contender in self.contenders:
             entry = {f.name: getattr(contender, f.name) for f in fields(contender)}
@@ -238,7 +242,7 @@ def _is(values: Tensor) -> str:
 
 
 def file_name(name: str) -> str:
-    """A contender's name as a file name."""
+    """The name of a contender or a model as one for a file, without its ending."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "schedule"
 
 

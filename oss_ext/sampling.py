@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 
 import torch
@@ -83,5 +84,4 @@ def sample(
     states = student_states(
         model, noise, schedule, amplitude=amplitude, max_batch=max_batch, progress=progress
     )
-    *_, last = states
-    return last
+    return deque(states, maxlen=1).pop()  # those before it are not kept

@@ -150,8 +150,10 @@ class Shared(Wrapped):
         missing = {n: r for n, r in zip(names, requests, strict=True) if n not in self._made}
         try:
             velocities = list(self._rounds([*missing.values()]))
-        except torch.OutOfMemoryError:  # it will be the same where they are asked for, or not
-            return None
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            return None  # it will be the same where they are asked for, or not
         self._made |= zip(missing, velocities, strict=True)
         found = [self._made[name] for name in names]
         one = max((v.nbytes for v in found), default=1)
@@ -204,7 +206,7 @@ class Shared(Wrapped):
                     "near-ties from that of one process"
                 )
                 tell("note", text=text)
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
+                warnings.warn(text, RuntimeWarning, stacklevel=5)  # the `with`
 
 
 def _serve(model: Model, first: _Peer) -> None:

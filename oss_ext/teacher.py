@@ -145,6 +145,6 @@ def _warn_of_training(model: Model) -> None:
                     f"model: {name or model.name!r} is in training mode and has a "
                     f"{type(module).__name__}, so that no two runs are alike; call .eval() first",
                     UserWarning,
-                    stacklevel=3,
+                    stacklevel=4,  # whoever called ``teacher``, which ``takes`` wraps
                 )
                 return

@@ -207,6 +207,9 @@ class Trajectory:
             or any(x.shape != shape for x, shape in others)
         ):
             raise ValueError(f"states: expected {rows} rows of samples, got {tuple(states.shape)}")
+        for array in (states, self.x0, *(self.ends or ())):
+            if array is not None and not array.is_floating_point():
+                raise ValueError(f"states: expected floating-point numbers, got {array.dtype}")
         for name, state in (("final", self.final), ("noise", self.noise)):
             if not bool(state.isfinite().all()):
                 raise ValueError(f"{name}: expected finite states, got NaN or inf")

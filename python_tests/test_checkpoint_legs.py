@@ -20,7 +20,7 @@ from driver_cases import (
 )
 from oss_ext.checkpoint import ANSWERS, Checkpoint, CheckpointError
 from oss_ext.checkpoint.legs import read_leg, write_leg
-from oss_ext.models.base import Model, Request
+from oss_ext.models.base import Model, Request, There
 from oss_ext.models.wrapped import Wrapped
 from test_checkpoint import DAMAGE, Crash, Dies, draw
 
@@ -235,6 +235,22 @@ def test_a_whole_file_of_something_else_is_refused(
         pytest.raises(CheckpointError, match=r"leg-1.bin: not what this run keeps there; remove"),
     ):
         run(checkpoint.recorded(model))
+
+
+def test_no_memory_to_go_on_from_a_file_is_not_the_files_fault(tmp_path: Path) -> None:
+    run, model = RUNS["dp"], random_mixture(1, torch.float32)
+    cut(tmp_path / "c", run, model, 20)
+    words = {"legs": "1", "written": "1", "answers": "20"}
+    write_leg(tmp_path / "c" / "leg-1.bin", words, {"x": []})
+
+    def full(there: There) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with Checkpoint(tmp_path / "c", {}, resume=True) as checkpoint:
+        leg = checkpoint.recorded(model).leg()
+        assert leg.there
+        with pytest.raises(torch.OutOfMemoryError):
+            leg.take(full)
 
 
 def test_files_of_legs_keep_their_tensors(tmp_path: Path) -> None:

@@ -108,3 +108,20 @@ def test_a_comparison_is_the_same_again(oss: Oss) -> None:
     assert first.mse is not None
     assert second.mse is not None
     assert torch.equal(first.mse, second.mse)
+
+
+def test_files_are_told_from_one_another_and_from_what_stands_beside_them(oss: Oss) -> None:
+    """Also where a stem is what a method's schedule is called in a run's folder."""
+    assert oss("compare", *MIX, "--methods=uniform,logsnr", "--steps=3", "--out=a").code == 0
+    given = ("a/schedules/uniform-3.json", "a/schedules/logsnr-3.json")
+    outcome = oss("compare", *given, "--set=shape=1,4,4", "--samples=5", "--quiet", "--out=b")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [c.name for c in Run.load("b").contenders] == ["uniform 3", *given]
+
+
+def test_a_file_that_is_given_twice_is_found_before_the_teacher_runs(
+    oss: Oss, found: list[str]
+) -> None:
+    outcome = oss("compare", found[0], found[1], found[0], "--set=shape=1,4,4", "--out=run")
+    assert_misused(outcome, f"SCHEDULE: expected every file once, got {' '.join(found)} {found[0]}")
+    assert not Path("run").exists()

@@ -109,7 +109,7 @@ def test_another_scheduler_can_stand_in(oss: Oss, pipeline: list[str]) -> None:
     [
         (b"", "prompts: expected a prompt a line in prompts.txt, got none"),
         (b"\n  \n", "prompts: expected a prompt a line in prompts.txt, got none"),
-        (b"caf\xe9", "prompts: expected UTF-8 text in prompts.txt, got byte 0xe9 at position 3"),
+        (b"caf\xe9", "prompts: prompts.txt: expected UTF-8 text, got byte 0xe9 at position 3"),
     ],
 )
 def test_a_prompts_file_is_checked(
@@ -241,6 +241,19 @@ def test_diffusers_needs_the_scheduler(oss: Oss, found: list[str]) -> None:
         oss("export", found[0], "--to=diffusers", "--scheduler=nowhere"),
         "--scheduler: expected a scheduler in nowhere",
     )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[1]", '"x"', "{", "{}", '{"_class_name": 5}', "\xff",
+        '{"_class_name": "DDIMScheduler", "num_train_timesteps": "x"}',
+    ],
+)  # fmt: skip
+def test_a_folder_of_no_scheduler_is_refused(oss: Oss, found: list[str], config: str) -> None:
+    Path("scheduler_config.json").write_text(config, encoding="latin-1")
+    outcome = oss("export", found[0], "--to=diffusers", "--scheduler=.")
+    assert_fails(outcome, "--scheduler: expected a scheduler in .: ")
 
 
 # --- presets ------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_an_interrupted_run_says_that_it_was(
 def test_an_error_before_the_work_is_logged_too(oss: Oss) -> None:
     assert oss("search", *TINY, "--steps=99", "--log=log.jsonl").code == 1
     assert [e["event"] for e in logged()] == ["begin", "failed"]
-    assert logged()[1]["error"] == "steps: expected whole numbers from 1 to 8, got [99]"
+    assert logged()[1]["error"] == "steps: expected 1 to 8, got 99"
 
 
 def test_a_log_that_cannot_be_written_is_an_error_beforehand(oss: Oss) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import io
 import json
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +254,23 @@ def test_what_is_copied_is_what_hosts_take(kind: str, seed: int) -> None:
             expected = f"Refused: {error}"
         assert expected in said, host
     assert "export.attach(schedule, pipe)" in blocks["Python for diffusers"]
+
+
+def test_commands_and_snippets_name_the_file_whatever_it_is_called(seed: int) -> None:
+    run = random_run(seed)
+    odd = 'my "best" $(net); it\'s.json'
+    named = tuple(replace(c, file=f"{n} {odd}") for n, c in enumerate(run.contenders))
+    blocks = [
+        e.text for e in parsed(replace(run, contenders=named)).all("pre", "use")
+        if odd.split()[0] in e.text
+    ]  # fmt: skip
+    commands = [shlex.split(text) for text in blocks if text.startswith("oss export")]
+    snippets = [ast.parse(text) for text in blocks if text.startswith("import oss_ext")]
+    files = {c.file for c in named if c.schedule is not None}
+    assert {command[2] for command in commands} == files
+    assert {command[3] for command in commands} == {"--to"}
+    strings = (n.value for tree in snippets for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    assert {s for s in strings if isinstance(s, str) and s.endswith(".json")} == files
 
 
 def test_colours_can_be_read() -> None:

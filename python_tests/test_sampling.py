@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import oss_ext as oss
 from driver_cases import (
@@ -22,6 +24,7 @@ from driver_cases import (
     random_mixture,
     recorded,
 )
+from oss_ext import sampling
 from oss_ext.models.evaluation import NonFiniteError
 from oss_ext.sampling import student_states
 
@@ -77,6 +80,23 @@ def test_a_straight_path_is_exact_in_any_number_of_steps() -> None:
 def test_states_are_float32_or_better(given: torch.dtype, computed: torch.dtype) -> None:
     model = constant_velocity(dtype=given)
     assert oss.sample(model, model.noise(2), example_schedule()).dtype == computed
+
+
+def test_states_on_the_way_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[StorageWeakRef] = []
+    kept = []
+
+    def watched(*args: Any, **options: Any) -> Iterator[Tensor]:
+        for state in student_states(*args, **options):
+            seen.append(StorageWeakRef(state.untyped_storage()))
+            kept.append(sum(not state.expired() for state in seen))
+            yield state
+
+    monkeypatch.setattr(sampling, "student_states", watched)
+    model, times = random_mixture(1), tuple(i / 20 for i in range(20, -1, -1))
+    oss.sample(model, model.noise(2), replace(example_schedule(), times=times, indices=None))
+    assert len(kept) >= 20
+    assert max(kept) <= 2
 
 
 def test_the_noise_is_left_alone() -> None:

@@ -251,7 +251,7 @@ def test_the_error_names_the_file(text: str, tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_called_so(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_bytes(b"\x89PNG\r\n\xff\xfe")
-    with pytest.raises(ScheduleError, match=r"mine\.json: not a text file"):
+    with pytest.raises(ScheduleError, match=r"mine\.json: expected UTF-8 text, got byte 0x89"):
         Schedule.load(file)
 
 

@@ -207,7 +207,7 @@ def test_schedules_of_budgets_outside_the_table_are_refused(scope: str, steps: i
 )
 def test_steps_that_no_search_has_are_refused(steps: Any) -> None:
     model, trajectory = random_case("mixture", 0)
-    with pytest.raises(ValueError, match=r"^steps: expected whole numbers from 1 to 9, got"):
+    with pytest.raises(ValueError, match=r"^steps: expected"):
         dp_search(model, trajectory, steps)
 
 

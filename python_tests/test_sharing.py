@@ -34,6 +34,8 @@ HERE = Path(__file__).resolve().parent
 class AtOnce(Wrapped):
     """Asked for ``at_once`` calls together; notes how many came, and has no memory in some."""
 
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory")
+
     def __init__(self, model: Model, at_once: int, room: int = 100, after: int = 0) -> None:
         super().__init__(model)
         self.at_once, self.room, self.left = at_once, room, after
@@ -44,7 +46,7 @@ class AtOnce(Wrapped):
         for request in requests:
             self.left -= 1
             if self.left < 0 and len(request[0]) > self.room:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise self.error
             yield from super().answers([request])
 
 

@@ -21,6 +21,7 @@ from oss_ext.baselines import uniform
 from oss_ext.checkpoint import ANSWERS, Checkpoint
 from oss_ext.models.base import Model, Request
 from oss_ext.sharing import Shared
+from test_evaluation_memory import ERRORS
 from test_sharing import AtOnce, Peer
 
 
@@ -89,7 +90,11 @@ def test_a_refinement_goes_on_with_another_number_of_processes(
 
 
 @pytest.mark.filterwarnings("ignore:model .* ran out of memory:RuntimeWarning")
-def test_memory_that_runs_out_ahead_runs_out_when_it_is_asked_for() -> None:
+@pytest.mark.parametrize("error", ERRORS)
+def test_memory_that_runs_out_ahead_runs_out_when_it_is_asked_for(
+    error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AtOnce, "error", ERRORS[error])
     alone = AtOnce(random_mixture(1), 1, room=1)
     several = Rounds(AtOnce(random_mixture(1), 1, room=1), 3, room=1)
     assert refined(several, "euler", budget=200) == refined(alone, "euler", budget=200)

@@ -169,7 +169,8 @@ def test_bad_arguments_are_refused_before_the_model_is_called(
 
 
 def test_samples_without_elements_are_refused() -> None:
-    model = constant_velocity(shape=(3, 0))
+    model = constant_velocity(shape=(3, 1))
+    model.shape = (3, 0)
     with pytest.raises(ValueError, match=r"^(noise|shape): expected .*, got"):
         oss.teacher(model, torch.zeros(2, 3, 0), 4)
 
@@ -199,8 +200,10 @@ def test_a_network_in_training_mode_is_pointed_out(layer: torch.nn.Module) -> No
 
     network = Network()
     model = oss.models.from_callable(network, (4,))
-    with torch.no_grad(), pytest.warns(UserWarning, match=r"training mode and has a \w+, .*\.eval"):
+    message = r"training mode and has a \w+, .*\.eval"
+    with torch.no_grad(), pytest.warns(UserWarning, match=message) as warned:
         oss.teacher(model, model.noise(3), 2)
+    assert warned[0].filename == __file__
     network.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

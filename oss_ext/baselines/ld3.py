@@ -24,7 +24,7 @@ from oss_ext.baselines.base import (
     even_rows,
     schedule_through,
 )
-from oss_ext.baselines.ld3_gradients import check_gradients, velocity
+from oss_ext.baselines.ld3_gradients import check_gradients, differentiating, velocity
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule
 
@@ -51,11 +51,7 @@ def ld3(calibration: Calibration, steps: int, epochs: int = EPOCHS, rate: float 
     rate = arguments.number("rate", rate, positive=True)
     if calibration.model.slots:
         raise UnableError("ld3: needs gradients of the velocity; a pipeline's loop gives none")
-    try:
-        with torch.enable_grad():
-            return Descent(calibration, steps).run(epochs if steps > 1 else 0, rate)
-    except RuntimeError as error:
-        raise UnableError(f"ld3: the model does not run under autograd: {error}") from error
+    return Descent(calibration, steps).run(epochs if steps > 1 else 0, rate)
 
 
 class Descent:
@@ -73,7 +69,8 @@ class Descent:
         """The best schedule of the starts and of all epochs."""
         teacher = self._trajectory
         first = self._filled(torch.arange(min(self._batch, teacher.samples)))
-        self.evaluations += check_gradients(self._model, teacher, first)
+        with differentiating():
+            self.evaluations += check_gradients(self._model, teacher, first)
         uniform = teacher.times[even_rows(teacher.steps, self._steps)[:-1]]
         logsnr = (-even_lambdas(teacher, self._steps)[:-1]).sigmoid()
         error, best = min(map(self._measured, (uniform, logsnr)), key=lambda found: found[0])
@@ -84,7 +81,8 @@ class Descent:
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = rate * (1 - epoch / epochs)
             for rows in torch.randperm(teacher.samples, generator=generator).split(self._batch):
-                theta.grad = self._gradient(theta, rows)
+                with differentiating():
+                    theta.grad = self._gradient(theta, rows)
                 optimizer.step()
             found = self._measured(torch.cat([self._first[None], self._inner(theta.detach())]))
             error, best = min((error, best), found, key=lambda found: found[0])

@@ -6,11 +6,16 @@ network (scalings, the prediction's own share of the state) then gives gradients
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from oss_ext.baselines.base import UnableError
+from oss_ext.events import one_line
 from oss_ext.models.base import Model
+from oss_ext.models.evaluation import out_of_memory
 from oss_ext.trajectory import Trajectory
 
 AGREEMENT = 0.05
@@ -24,6 +29,20 @@ def velocity(model: Model, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
     """
     times = t.to(model.device).expand(len(x))
     return model(x.to(model.device, model.dtype), times, rows.to(model.device)).to(x)
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """With autograd; ``UnableError`` where the model does not run under it, or has no memory to.
+
+    For calls that are made here and by this process: errors of others are none of autograd's.
+    """
+    try:
+        with torch.enable_grad():
+            yield
+    except (MemoryError, RuntimeError) as error:
+        failed = "has no memory for" if out_of_memory(error) else "does not run under"
+        raise UnableError(f"ld3: the model {failed} autograd: {one_line(error)}") from error
 
 
 def check_gradients(model: Model, trajectory: Trajectory, rows: Tensor) -> int:

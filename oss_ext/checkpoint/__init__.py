@@ -344,8 +344,12 @@ class _Leg(Leg):
     def take(self, how: Callable[[There], T]) -> T:
         try:
             return how(self.there)
-        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError):
-            raise self._checkpoint.foreign(self._number) from None
+        except (
+            ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError
+        ) as error:  # fmt: skip
+            if out_of_memory(error):  # which says nothing of what is there
+                raise
+            raise self._checkpoint.foreign(self._number) from error
 
     def pays(self, size: int) -> bool:
         return self._checkpoint.pays(self._begin, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from oss_ext.models import Model
 from oss_ext.models.base import hash_of
 from oss_ext.plan import QUALITIES, check_budgets, plan
 from oss_ext.report import plot_samples
-from oss_ext.runs import Contender
+from oss_ext.runs import Contender, file_name
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import teacher as make_teacher
 from oss_ext.trajectory import Trajectory
@@ -152,7 +153,9 @@ def compare(
             answers, initial, times=times, solver=followed, max_batch=max_batch, progress=not quiet
         )
 
-    entries = _from_files(schedule_files, loaded, amplitude)
+    beside = {f"{method} {k}" for method in methods or () for k in budgets}
+    beside |= {f"{REFERENCE} {s.steps}" for s in loaded}
+    entries = _from_files(schedule_files, loaded, amplitude, beside)
     made, searched = contest.Made(()), None
     per_teacher = solvers.evaluations(solvers.get(followed), times.flip(0).tolist())
     size = _most_kept(
@@ -213,7 +216,7 @@ def _show(
             table=made.table,
             spread=made.spread,
         ).save(out)
-        click.echo(f"wrote {out}; `oss report {out}` makes a page of it")
+        click.echo(f"wrote {out}; `oss report {shlex.quote(str(out))}` makes a page of it")
 
 
 def _contenders(
@@ -281,16 +284,21 @@ def _teacher_of(
     return model, torch.tensor(times_, dtype=torch.float64), solver
 
 
-def _from_files(names: tuple[str, ...], loaded: list[Schedule], amplitude: bool) -> list[Contender]:
-    """Schedules from files by the stems of their names, in full where those repeat.
+def _from_files(
+    files: tuple[str, ...], loaded: list[Schedule], amplitude: bool, beside: set[str]
+) -> list[Contender]:
+    """Schedules from files by the stems of their names, or by the whole where stems do not tell
+    them from one another and from those ``beside`` them, in a run's files too.
 
     With ``amplitude``, each that has it comes again, to run with it.
     """
-    stems = [Path(name).stem for name in names]
-    unique = stems if len(set(stems)) == len(stems) else list(names)
-    entries = []
-    for name, s in zip(unique, loaded, strict=True):
-        entries.append(Contender(name, "file", s.steps, s))
-        if amplitude and s.amplitude is not None:
-            entries.append(Contender(name + AMPLITUDE, "file", s.steps, s, amplitude=True))
-    return entries
+    for names in ([Path(file).stem for file in files], files):
+        entries = []
+        for name, s in zip(names, loaded, strict=True):
+            entries.append(Contender(name, "file", s.steps, s))
+            if amplitude and s.amplitude is not None:
+                entries.append(Contender(name + AMPLITUDE, "file", s.steps, s, amplitude=True))
+        known = {file_name(name) for name in beside}.union(file_name(c.name) for c in entries)
+        if len(known) == len(beside) + len(entries):
+            return entries
+    raise click.UsageError(f"SCHEDULE: expected every file once, got {' '.join(files)}")

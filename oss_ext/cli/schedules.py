@@ -18,7 +18,7 @@ from oss_ext.cli.base import (
     schedule_argument,
     schedules_argument,
 )
-from oss_ext.files import replacing
+from oss_ext.files import read_text, replacing
 from oss_ext.models import pipeline_load
 from oss_ext.report import plot_schedules, schedule_table
 
@@ -102,9 +102,11 @@ def load_scheduler(folder: str) -> Any:
     inside = Path(folder) / "scheduler"
     where = inside if inside.is_dir() else Path(folder)
     try:
-        config = json.loads((where / "scheduler_config.json").read_text(encoding="utf-8"))
-        return getattr(diffusers, config["_class_name"]).from_config(config)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        # Not ``parse_json``: diffusers writes infinities.
+        config = json.loads(read_text(where / "scheduler_config.json"))
+        kind = config.get("_class_name") if isinstance(config, dict) else None
+        return pipeline_load.diffusers_class(diffusers, kind, "_class_name").from_config(config)
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"--scheduler: expected a scheduler in {where}: {error}") from None
 
 

@@ -45,7 +45,7 @@ from oss_ext.models.pipeline import PipelineModel
 from oss_ext.plan import QUALITIES, check_budgets, make_plan
 from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.result import SearchResult
-from oss_ext.runs import Contender
+from oss_ext.runs import Contender, file_name
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS, Schedule
 from oss_ext.scratch import Held
 from oss_ext.search import make_objective
@@ -361,7 +361,7 @@ def _contenders(result: SearchResult, model: str, note: str) -> list[Contender]:
                     schedule,
                     seconds=result.seconds,
                     note=note,
-                    file=f"{model}-{count}{file}.json",
+                    file=f"{file_name(model)}-{count}{file}.json",
                 )
             )
     return found

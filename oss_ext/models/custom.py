@@ -124,8 +124,9 @@ def from_callable(
     if not isinstance(name, str) or not name or not set(name).isdisjoint("/\\\0"):
         raise ValueError(f"name: expected a name for files, without slashes, got {name!r}")
     dims = tuple(shape) if isinstance(shape, Sequence) else ()
-    if not dims or not all(isinstance(size, int) and size >= 0 for size in dims):
+    if not dims:
         raise ValueError(f"shape: expected the dims of a sample, whole numbers, got {shape!r}")
+    dims = tuple(arguments.whole_number("shape", size) for size in dims)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
     if fixed_batch is not None:

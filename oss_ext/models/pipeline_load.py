@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from oss_ext import arguments
+from oss_ext.events import one_line
+from oss_ext.files import read_text
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 OFFLOADS = ("model", "sequential")
@@ -24,12 +26,9 @@ def read_prompts(path: Path) -> list[str]:
         ValueError: it is not UTF-8, or holds no prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"prompts: expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x} at "
-            f"position {error.start}"
-        ) from None
+        lines = read_text(path).removeprefix("\ufeff").splitlines()
+    except ValueError as error:
+        raise ValueError(f"prompts: {path}: {error}") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"prompts: expected a prompt a line in {path}, got none")
@@ -90,9 +89,8 @@ def load_pipeline(
             pipe = cls.from_pretrained(folder, torch_dtype=DTYPES[dtype])
         for adapter in lora:
             pipe.load_lora_weights(adapter)
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"pipeline: {folder} cannot be loaded: {reason}") from None
+    except (OSError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"pipeline: {folder} cannot be loaded: {one_line(error)}") from None
     if offload == "model":
         pipe.enable_model_cpu_offload(device=target)
     elif offload == "sequential":
@@ -102,9 +100,9 @@ def load_pipeline(
     return pipe
 
 
-def diffusers_class(diffusers: Any, name: str, argument: str) -> Any:
+def diffusers_class(diffusers: Any, name: Any, argument: str) -> Any:
     """The class of diffusers called ``name``; ``ValueError`` if there is none."""
-    found = getattr(diffusers, name, None)
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if found is None or not hasattr(found, "from_config"):
         raise ValueError(f"{argument}: expected a class of diffusers, got {name!r}")
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 from oss_ext import export
 from oss_ext.report.base import Judgement, Part, able, judged, looks, nearest
 from oss_ext.report.markup import NOTHING, Html, code, decibels, element, join, plural, tabs
@@ -11,14 +14,14 @@ from oss_ext.schedule import Schedule
 PYTHON = """\
 import oss_ext as oss
 
-schedule = oss.Schedule.load("{file}")
+schedule = oss.Schedule.load({file})
 samples = oss.sample(model, model.noise(8, seed=1), schedule{options})
 """
 
 PIPELINE = """\
 import oss_ext as oss
 
-schedule = oss.Schedule.load("{file}")
+schedule = oss.Schedule.load({file})
 with oss.export.attach(schedule, pipe):
     result = pipe(prompt, num_inference_steps={steps})
 """
@@ -46,7 +49,7 @@ def _render(run: Run) -> Html | None:
 
 def _schedule(run: Run, number: int, c: Contender, score: Judgement | None, opened: bool) -> Html:
     assert c.schedule is not None
-    file = c.file
+    file, quoted = shlex.quote(c.file), json.dumps(c.file, ensure_ascii=False)
     known = "" if score is None else f" · {decibels(score.statistics.psnr_of_mean)} dB"
     summary = element(
         "summary", element("strong", c.name, class_=looks(run)[c.name].css),
@@ -54,16 +57,16 @@ def _schedule(run: Run, number: int, c: Contender, score: Judgement | None, open
     )  # fmt: skip
     panels = {
         "Python": code(
-            PYTHON.format(file=file, options=", amplitude=True" if c.amplitude else ""), "Python"
+            PYTHON.format(file=quoted, options=", amplitude=True" if c.amplitude else ""), "Python"
         ),
         "diffusers": join(
-            code(PIPELINE.format(file=file, steps=c.steps), "Python for diffusers"),
+            code(PIPELINE.format(file=quoted, steps=c.steps), "Python for diffusers"),
             element("p", "or the arguments for its own scheduler:"),
             code(f"oss export {file} --to {export.DIFFUSERS} --scheduler DIR", "command"),
         ),
         **{name: _host(c.schedule, file, name) for name in export.FORMATS},
         "JSON": join(
-            element("p", "The schedule itself: ", element("code", file)),
+            element("p", "The schedule itself: ", element("code", c.file)),
             element("div", code(c.schedule.to_json(), "schedule as JSON"), class_="screen"),
         ),
     }
