@@ -25,8 +25,7 @@ from torch import Tensor
 import oss_ext as oss
 from oss_ext import baselines
 from oss_ext.machine import cpu_name
-from oss_ext.models import Model
-from oss_ext.noise import GRIDS
+from oss_ext.models import GRIDS, Model, teacher_times
 from oss_ext.statistics import psnr
 
 Lines = list[str]
@@ -67,8 +66,7 @@ class Case:
         grid = grid or self.grid
         key = (grid, steps, solver)
         if key not in self.made:
-            path = self.model.path
-            times = self.model.times(steps) if grid == "own" else GRIDS[grid](path, steps)
+            times = teacher_times(self.model, steps, grid)
             start = float(times[-1])
             self.made[key] = [
                 oss.teacher(model, model.noise(count, seed, start=start), times=times,
@@ -239,7 +237,7 @@ def main() -> None:
         help="the network with what the held-out samples are conditioned on; "
         "default: the model itself",
     )
-    parser.add_argument("--grid", choices=["own", *GRIDS], default="own")
+    parser.add_argument("--grid", choices=GRIDS, default="own")
     parser.add_argument(
         "--solvers",
         nargs="+",

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 import oss_ext as oss
 from oss_ext import contest
 from oss_ext.evaluate import Score, score_table
-from oss_ext.noise import GRIDS, VPContinuousPath
+from oss_ext.models import GRIDS, teacher_times
+from oss_ext.noise import VPContinuousPath
 from oss_ext.report import plot_samples, plot_schedules
 from oss_ext.runs import file_name
 
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10])
     parser.add_argument("--samples", type=int, default=16, help="calibration samples")
     parser.add_argument("--held-out", type=int, default=32)
-    parser.add_argument("--grid", choices=list(GRIDS), default="edm")
+    parser.add_argument("--grid", choices=GRIDS, default="edm")
     parser.add_argument("--methods", nargs="+", choices=contest.METHODS,
                         default=["uniform", "oss-median", "fast", "balanced"])  # fmt: skip
     parser.add_argument("--out", type=Path, default=OUT)
@@ -142,7 +143,7 @@ def main() -> None:
     wheel = options.out / "wheel"
     batch = min(BATCH, options.samples)
     model = calibration(options.samples, wheel)
-    times = GRIDS[options.grid](model.path, options.teacher_steps)
+    times = teacher_times(model, options.teacher_steps, options.grid)
     start = float(times[-1])
     noise = model.noise(options.samples, seed=0, start=start)
     teacher = oss.teacher(model, noise, times=times, max_batch=batch, progress=True)

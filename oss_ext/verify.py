@@ -15,8 +15,7 @@ from torch import Tensor
 
 from oss_ext import arguments, solvers
 from oss_ext.calibrate import calibrate
-from oss_ext.models.base import Model
-from oss_ext.noise import GRIDS
+from oss_ext.models import GRIDS, Model, teacher_times
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import teacher
@@ -141,21 +140,18 @@ def _grid(model: Model, schedule: Schedule) -> Claim:
     """Whose grid the teacher's times are; any that the network knows can be run."""
     times = torch.tensor(schedule.teacher_times, dtype=torch.float64)
     steps = len(times) - 1
-    grids = {"the model's own": model.times} | {
-        f"the grid {name!r}": lambda n, made=made: made(model.path, n)
-        for name, made in GRIDS.items()
-    }
     try:
         model.path.within_span(times[1:])
     except ValueError as error:
         return Claim("teacher_times", False, str(error).removeprefix("times: "))
-    for name, make in grids.items():
+    for grid in GRIDS:
         try:
-            made = make(steps)
+            made = teacher_times(model, steps, grid)
         except ValueError:
             continue
         if len(made) == len(times) and torch.allclose(made, times, rtol=1e-9, atol=1e-12):
-            return Claim("teacher_times", True, f"{steps} steps, {name}")
+            whose = "the model's own" if grid == "own" else f"the grid {grid!r}"
+            return Claim("teacher_times", True, f"{steps} steps, {whose}")
     return Claim("teacher_times", True, f"{steps} steps that the network knows, of no usual grid")
 
 

@@ -24,6 +24,7 @@ from oss_ext.models import Model, from_callable
 from oss_ext.models.analytic import GaussianMixture
 from oss_ext.models.digits import Digits
 from oss_ext.models.digits_net import DigitsUNet
+from oss_ext.noise import flow_grid, karras_grid
 
 WEIGHTS = resources.files("oss_ext.models") / "weights" / "digits.safetensors"
 MULTIPLY_ADDS = 60_000_000  # per sample and forward
@@ -314,3 +315,11 @@ def test_the_fingerprint_of_a_module_covers_its_weights() -> None:
     assert fingerprint(Network(1)) == fingerprint(Network(1))
     assert fingerprint(Network(1)) != fingerprint(Network(2))
     assert fingerprint(Network(1)) != fingerprint(Network(1), "other")
+
+
+def test_times_of_a_teacher_are_the_models_own_or_those_of_a_grid() -> None:
+    model = models.load("analytic", shape=(4,), shift=3.0)
+    assert torch.equal(models.teacher_times(model, 9), flow_grid(9, 3.0))
+    assert torch.equal(models.teacher_times(model, 9, "edm"), karras_grid(9))
+    with pytest.raises(ValueError, match=r"^grid: expected one of .*'own'.*, got 'none'"):
+        models.teacher_times(model, 9, "none")

@@ -267,12 +267,14 @@ def test_sigmas_that_are_no_grid_are_refused(sigmas: Any) -> None:
 
 # --- grids by name ------------------------------------------------------------------------------
 
+ALL_GRIDS = GRIDS | {"own": lambda path, steps: path.grid(steps)}
+
 
 @each_path
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", ALL_GRIDS)
 @pytest.mark.parametrize("steps", [1, 2, 40])
 def test_every_grid_serves_every_path(path: Path, name: str, steps: int) -> None:
-    times = GRIDS[name](path, steps)
+    times = ALL_GRIDS[name](path, steps)
     assert times.dtype == torch.float64
     assert times.shape == (steps + 1,)
     assert float(times[0]) == 0.0
@@ -282,7 +284,7 @@ def test_every_grid_serves_every_path(path: Path, name: str, steps: int) -> None
 
 
 @each_path
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", ALL_GRIDS)
 @pytest.mark.parametrize(
     ("steps", "message"),
     [(0, "^steps: expected .*, got 0"), (True, "^steps: expected a whole number.*, got True"),
@@ -290,7 +292,7 @@ def test_every_grid_serves_every_path(path: Path, name: str, steps: int) -> None
 )  # fmt: skip
 def test_steps_are_whole_numbers_from_1_on(path: Path, name: str, steps: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GRIDS[name](path, steps)
+        ALL_GRIDS[name](path, steps)
 
 
 def test_the_own_grid_of_a_path_is_what_its_hosts_use() -> None:
@@ -299,11 +301,9 @@ def test_the_own_grid_of_a_path_is_what_its_hosts_use() -> None:
         (SD, ddim_grid(SD, 10, "trailing")),
         (VEPath(0.01, 50.0), karras_grid(10, 0.01, 50.0)),
     ):
-        assert torch.equal(GRIDS["own"](path, 10), expected)
+        assert torch.equal(path.grid(10), expected)
     path = VPContinuousPath(scale=999.0)
-    torch.testing.assert_close(
-        path.model_times(GRIDS["own"](path, 10)), torch.linspace(0, 999, 11).double()
-    )
+    torch.testing.assert_close(path.model_times(path.grid(10)), torch.linspace(0, 999, 11).double())
 
 
 def test_a_continuous_grid_asks_for_nothing_below_the_first_time() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from oss_ext import contest, noise, solvers
+from oss_ext import contest, solvers
 from oss_ext.baselines import uniform
 from oss_ext.checkpoint import LEAST_BYTES
 from oss_ext.cli.base import (
@@ -32,7 +32,7 @@ from oss_ext.cli.base import (
 from oss_ext.cli.log import log_option
 from oss_ext.cli.resume import Resumable, resumable, resume_options
 from oss_ext.evaluate import AMPLITUDE, Score, Unable, score_table
-from oss_ext.models import Model
+from oss_ext.models import GRIDS, Model, teacher_times
 from oss_ext.models.base import hash_of
 from oss_ext.plan import QUALITIES, check_budgets, plan
 from oss_ext.report import plot_samples
@@ -72,7 +72,7 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 @click.option("--calibration-seed", default=0, show_default=True, help="Seed of their noise.")
 @click.option("--teacher-steps", type=click.IntRange(1), default=200, show_default=True,
               help="Of the teacher, where no SCHEDULE has one.")  # fmt: skip
-@click.option("--grid", type=click.Choice(list(noise.GRIDS)), default="own", show_default=True,
+@click.option("--grid", type=click.Choice(GRIDS), default="own", show_default=True,
               help="Its time grid.")  # fmt: skip
 @teacher_solver_option
 @solver_option
@@ -272,9 +272,7 @@ def _teacher_of(
     """The model, and the teacher's times and solver: those of the schedules, if there are any."""
     if not loaded:
         model = choice.load()
-        own = model.times(teacher_steps) if grid == "own" else None
-        times = noise.GRIDS[grid](model.path, teacher_steps) if own is None else own
-        return model, times, teacher_solver
+        return model, teacher_times(model, teacher_steps, grid), teacher_solver
     searched = [s for s in loaded if s.model_hash] or loaded[:1]
     grids = {(s.teacher_times, s.teacher_solver) for s in searched}
     if len(grids) > 1:

@@ -13,7 +13,7 @@ import click
 import torch
 from torch import Tensor
 
-from oss_ext import export, noise, solvers
+from oss_ext import export, solvers
 from oss_ext.amplitude import LEVELS
 from oss_ext.baselines import uniform
 from oss_ext.baselines.base import even_rows
@@ -37,7 +37,7 @@ from oss_ext.cli.log import log_option
 from oss_ext.cli.resume import Resumable, resumable, resume_options
 from oss_ext.groups import estimate_groups, in_groups, search_groups
 from oss_ext.metrics import XT, EvaluatedMetric, Metric
-from oss_ext.models import Model
+from oss_ext.models import GRIDS, Model, teacher_times
 from oss_ext.models.base import to_kept, to_text
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.hidden import find_module
@@ -62,7 +62,7 @@ from oss_ext.trajectory import Trajectory
               help="Calibration samples.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of the calibration noise.")
 @click.option("--teacher-steps", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--grid", type=click.Choice(list(noise.GRIDS)), default="own", show_default=True,
+@click.option("--grid", type=click.Choice(GRIDS), default="own", show_default=True,
               help="Teacher's time grid.")  # fmt: skip
 @teacher_solver_option
 @solver_option
@@ -168,11 +168,7 @@ def search(
     model = choice.load()
     if isinstance(metric, EvaluatedMetric) and metric.module is not None:
         find_module(model, metric.module)
-    times = (
-        model.times(teacher_steps)
-        if grid == "own"
-        else noise.GRIDS[grid](model.path, teacher_steps)
-    )
+    times = teacher_times(model, teacher_steps, grid)
     needs = None if host is None else export.needs(host, model.path)
     if shift != 1 and (needs is None or not needs.whole_timesteps):
         raise click.UsageError("--shift: expected --for a host of whole timesteps beside it")

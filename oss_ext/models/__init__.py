@@ -9,9 +9,19 @@ from typing import Any
 from oss_ext.models import analytic, digits, files
 from oss_ext.models.base import Model
 from oss_ext.models.custom import from_callable
+from oss_ext.models.grids import GRIDS, teacher_times
 from oss_ext.models.pipeline import from_folder, from_pipeline
 
-__all__ = ["MODELS", "Model", "from_callable", "from_folder", "from_pipeline", "load"]
+__all__ = [
+    "GRIDS",
+    "MODELS",
+    "Model",
+    "from_callable",
+    "from_folder",
+    "from_pipeline",
+    "load",
+    "teacher_times",
+]
 
 MODELS: dict[str, Callable[..., Model]] = {
     "digits": digits.load,

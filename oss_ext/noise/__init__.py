@@ -100,15 +100,14 @@ def _squeezed(times: Tensor, path: Path) -> Tensor:
 
 
 GRIDS: dict[str, Callable[[Path, int], Tensor]] = {
-    "own": lambda path, steps: path.grid(steps),
     "flow": lambda path, steps: _squeezed(flow_grid(steps), path),
     "ddim": _ddim,
     "edm": lambda path, steps: karras_grid(steps, *_levels(path)),
     "exponential": lambda path, steps: exponential_grid(steps, *_levels(path)),
 }
 """Teacher grids by name, for a path and a number of steps (the paper's table 2 has flow, ddim and
-edm). ``own`` is what the path's models usually have; ``ddim`` on another path takes DDPM's betas;
-times are kept within what the path's network knows.
+edm), beside its own, ``Path.grid``. ``ddim`` on another path takes DDPM's betas; times are kept
+within what the path's network knows.
 """
 
 
