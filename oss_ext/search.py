@@ -20,7 +20,7 @@ from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.plan import VALIDATION, check_budgets, make_plan
 from oss_ext.progress import progress_bar
-from oss_ext.refine import refine
+from oss_ext.refine import least_runs, refine
 from oss_ext.result import SearchResult
 from oss_ext.schedule import Objective, Schedule
 from oss_ext.trajectory import Trajectory
@@ -185,8 +185,7 @@ def search(
     for k, nfe in planned.refine.items():
         starts = _starts(model, result, coarse_table, k)
         descents = DESCENTS[planned.quality]
-        # What refinement needs at the least: see its budget.
-        while k * per_step * (len(starts) + min(descents, len(starts)) + 2) > nfe:
+        while k * per_step * least_runs(len(starts), descents) > nfe:
             descents, starts = (descents - 1, starts) if descents > 1 else (1, starts[:-1])
         refined[k] = refine(
             model,

@@ -18,6 +18,7 @@ from driver_cases import (
 from oss_ext import beam, coarse, dp
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.plan import LEAST_RUNS, LEAST_SPLIT, QUALITIES, plan
+from oss_ext.refine import least_runs
 
 REFINING = QUALITIES[1:]
 each_quality = pytest.mark.parametrize("quality", REFINING)
@@ -98,6 +99,7 @@ def test_dynamic_programmes_cost_less_where_samples_are_left_out(samples: int) -
 @each_quality
 def test_a_descent_is_never_given_less_than_it_needs(quality: str) -> None:
     assert plan(quality, 12, [4]).refine[4] >= LEAST_RUNS * 4
+    assert least_runs(1, 1) <= LEAST_RUNS
 
 
 @each_quality

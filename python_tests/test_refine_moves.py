@@ -11,10 +11,11 @@ from torch import Tensor
 
 from driver_cases import each_seed, random_case
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.refine import descend
 from oss_ext.refine.base import Race, Rows, Runner, fine_times
-from oss_ext.refine.newton import gauss_newton
-from oss_ext.refine.sweep import sweep
+from oss_ext.refine.descent import descend
+from oss_ext.refine.descent_newton import gauss_newton
+from oss_ext.refine.descent_sweep import sweep
+from oss_ext.schedule import Objective
 from oss_ext.trajectory import in_order
 
 LAST_ROW, KNOTS, SAMPLES, SIZE = 1000, 5, 6, 40
@@ -176,7 +177,7 @@ def test_the_front_is_what_a_path_is_judged_by_at_first(
     model, trajectory = random_case("mixture", 0, samples=samples)
     evaluator = Evaluator(model, samples, block)
     runner = Runner(evaluator, trajectory, "euler", 2)
-    race = Race(runner, evaluator, range(samples), reduce="mean", pinned=False, limit=1e9)
+    race = Race(runner, range(samples), Objective(reduce="mean"))
     rows = (trajectory.steps, 3, 0)
     assert len(race.residuals(rows)) == len(race.values(rows)) == front
     everyone = runner.values(rows, range(samples), "mean")

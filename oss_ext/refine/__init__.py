@@ -10,16 +10,11 @@ of knot k changes nothing before it, so runs begin at the last state that is kno
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterable, Sequence
 
 from oss_ext import arguments, solvers
 from oss_ext.events import tell
-from oss_ext.models.base import Kept, Model, There, to_kept, to_text
+from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.progress import progress_bar
 from oss_ext.refine.base import (
@@ -27,137 +22,26 @@ from oss_ext.refine.base import (
     KEEP_BYTES,
     LEAST_SEEN,
     Orders,
-    Race,
     Rows,
     Runner,
-    is_worse,
-    mean_error,
     most_kept,
 )
+from oss_ext.refine.descent import Refinement, refined
 from oss_ext.refine.exhaustive import exhaustive
-from oss_ext.refine.newton import gauss_newton
-from oss_ext.refine.sweep import sweep
 from oss_ext.schedule import Objective, Schedule
 from oss_ext.scratch import Held
 from oss_ext.trajectory import Trajectory
 
-__all__ = ["KEEP_BYTES", "Refinement", "Runner", "evaluator_of", "exhaustive", "held", "refine"]
-
-FINENESS = 8
-"""Places per teacher step where knots off the grid may stand."""
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """What refinement found, and what it started from.
-
-    Attributes:
-        schedule: the best schedule; its ``cost`` is the arithmetic mean of the final errors over
-            the calibration samples.
-        start: the best of the starts.
-        error, start_error: mean final error on the calibration samples, as ``reduce`` has it.
-        validation, start_validation: the same on samples that the descent did not see; None
-            without a split.
-        trials: schedules that were run, in full or in part.
-        nfe: model evaluations per sample of the trajectory.
-    """
-
-    schedule: Schedule
-    start: Schedule
-    error: float
-    start_error: float
-    validation: float | None
-    start_validation: float | None
-    trials: int
-    nfe: float
-
-    def kept(self) -> Kept:
-        """What ``there`` takes."""
-        own, checks = [self.error, self.start_error, self.trials, self.nfe], []
-        if self.validation is not None and self.start_validation is not None:
-            checks = [self.validation, self.start_validation]
-        return {
-            "schedule": to_kept(self.schedule.to_json()),
-            "start": to_kept(self.start.to_json()),
-            "figures": torch.tensor(own, dtype=torch.float64),
-            "checks": torch.tensor(checks, dtype=torch.float64),
-        }
-
-    @classmethod
-    def there(cls, kept: There) -> Refinement:
-        """That which ``kept`` was called of."""
-        schedule, start = (Schedule.from_json(to_text(kept[at])) for at in ("schedule", "start"))
-        error, start_error, trials, nfe = map(float, kept["figures"])
-        validation, start_validation = [*map(float, kept["checks"])] or (None, None)
-        return cls(
-            schedule, start, error, start_error, validation, start_validation, int(trials), nfe
-        )
-
-    def summary(self) -> str:
-        """Errors before and after, and what they cost, in two lines."""
-        gain = 10 * math.log10(self.start_error / self.error) if self.error > 0 else math.inf
-        lines = [
-            f"{self.schedule.steps} steps refined: error {self.start_error:.3e} -> "
-            f"{self.error:.3e} ({gain:.2f} dB) in {self.trials} trials, {self.nfe:.0f} evaluations "
-            "per sample"
-        ]
-        if self.validation is not None and self.start_validation is not None:
-            lines.append(f"on unseen samples {self.start_validation:.3e} -> {self.validation:.3e}")
-        return "\n".join(lines)
-
-
-def descend(race: Race, rows: Rows, score: Tensor, scale: int) -> tuple[Rows, Tensor]:
-    """The best path found from ``rows``, whose score is known, and its score.
-
-    Gauss-Newton steps win where the end depends smoothly on the knots, coordinate moves where it
-    does not; which it is shows as the gain per evaluation.
-
-    Args:
-        scale: of the first coordinate moves, in rows.
-    """
-    newton_pays = sweep_pays = math.inf
-    stuck: Rows | None = None  # where Gauss-Newton steps have found nothing
-    while race.may_go_on() and (scale >= 1 or stuck != rows):
-        before, spent = float(score.mean()), race.nfe
-        newton = stuck != rows and (scale < 1 or newton_pays >= sweep_pays)
-        moved, score = (
-            gauss_newton(race, rows, score) if newton else sweep(race, rows, score, scale)
-        )
-        pays = (before - float(score.mean())) / max(race.nfe - spent, 1)
-        # What was not used is not forgotten: it is tried again when the other pays less and less.
-        if newton:
-            newton_pays, sweep_pays = pays, max(sweep_pays, _nearer(sweep_pays, pays))
-        else:
-            sweep_pays, newton_pays = pays, max(newton_pays, _nearer(newton_pays, pays))
-        if moved == rows and newton:
-            stuck = rows
-        elif moved == rows:
-            scale //= 2
-        rows = moved
-        error, moves = mean_error(score, race.reduce), "gauss-newton" if newton else "sweep"
-        tell("round", moves=moves, error=error, trials=race.trials)
-    return rows, score
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """A path and its score on the samples descended on."""
-
-    rows: Rows
-    orders: Orders
-    score: Tensor
-
-    def mean(self) -> float:
-        return float(self.score.mean())
-
-
-def _nearer(value: float, other: float) -> float:
-    return value if math.isinf(value) else value + (other - value) / 4
-
-
-def _first_scale(rows: Rows) -> int:
-    """The largest power of two that is at most half the mean gap, at least 1."""
-    return 1 << int(math.log2(max(1, rows[0] // (2 * len(rows)))))
+__all__ = [
+    "KEEP_BYTES",
+    "Refinement",
+    "Runner",
+    "evaluator_of",
+    "exhaustive",
+    "held",
+    "least_runs",
+    "refine",
+]
 
 
 def _check_starts(
@@ -284,9 +168,9 @@ def refine(
             f"or 0, got {validation}"
         )
     descents = arguments.whole_number("descents", descents)
-    checked = min(descents, len(by_path)) + 1
+    checked = _checked(len(by_path), descents)
     run = steps * solvers.get(candidates[0].solver).evaluations
-    needed = run * (len(by_path) + checked + 1)
+    needed = run * least_runs(len(by_path), descents)
     if budget is not None and arguments.whole_number("budget", budget) < needed:
         raise ValueError(f"budget: expected {needed} or more, got {budget}")
     seen, unseen = range(samples - held), range(samples - held, samples)
@@ -301,12 +185,11 @@ def refine(
         if leg.there:
             refinement = leg.take(Refinement.there)
         else:
-            options: dict[str, Any] = {"reduce": reduce, "pinned": pinned, "limit": limit}
             # The teacher's own evaluations, and those of the searches that the starts came from.
             spent = max(trajectory.nfe, *(s.search_nfe for s in candidates))
-            refinement = _refine(
+            refinement = refined(
                 evaluator, trajectory, by_path, descents, seen, unseen, keep_bytes, off_grid,
-                objective, spent, options,
+                objective, limit, spent,
             )  # fmt: skip
             leg.reached(refinement.kept())
     tell(
@@ -321,73 +204,12 @@ def refine(
     return refinement
 
 
-def _refine(
-    evaluator: Evaluator,
-    trajectory: Trajectory,
-    by_path: Mapping[tuple[Rows, Orders], Schedule],
-    descents: int,
-    seen: Sequence[int],
-    unseen: Sequence[int],
-    keep_bytes: int,
-    off_grid: bool,
-    objective: Objective,
-    spent: int,
-    options: dict[str, Any],
-) -> Refinement:
-    """What ``refine`` finds; ``options`` are those of its races, ``spent`` evaluations before."""
-    reduce, first = objective.reduce, next(iter(by_path.values()))
-    solver, steps = first.solver, first.steps
-    runner = Runner(evaluator, trajectory, solver, steps, keep_bytes)
-    groups = list(runner.groups(seen))
-    runner.ahead([(rows, group, orders) for rows, orders in by_path for group in groups])
-    paths = sorted(
-        (_Found(rows, orders, runner.values(rows, seen, reduce, orders))
-         for rows, orders in by_path),
-        key=_Found.mean,
-    )  # fmt: skip
-    best_start = paths[0]
-    trials, ends = len(by_path), []
-    for path in paths[:descents]:
-        race = Race(runner, evaluator, seen, orders=path.orders, **options)
-        rows, score = descend(race, path.rows, path.score, _first_scale(path.rows))
-        trials += race.trials
-        # From a worse start a descent may not get as far as the best one stands.
-        if float(score.mean()) <= best_start.mean():
-            ends.append(_Found(rows, path.orders, score))
-    found = [*sorted(ends, key=_Found.mean), best_start]
-    if off_grid and evaluator.nfe < options["limit"]:
-        runner = Runner(evaluator, trajectory, solver, steps, keep_bytes, FINENESS)
-        place = {t: row for row, t in enumerate(runner.times)}
-        grid = trajectory.times.tolist()
-        found = [replace(f, rows=tuple(place[grid[row]] for row in f.rows)) for f in found]
-        race = Race(runner, evaluator, seen, orders=found[0].orders, **options)
-        rows, score = descend(race, found[0].rows, found[0].score, FINENESS // 2)
-        found[0] = replace(found[0], rows=rows, score=score)
-        trials += race.trials
-    checks = [runner.values(f.rows, unseen, reduce, f.orders) for f in found] if unseen else []
-    chosen = 0
-    for k in range(1, len(checks)):
-        chosen = k if is_worse(checks[chosen] - checks[k]) else chosen
-    best = found[chosen]
-    cost = float(runner.values(best.rows, seen, "mean", best.orders).mean())
-    begun, samples = by_path[best_start.rows, best_start.orders], trajectory.samples
-    schedule = trajectory.schedule_at(
-        [runner.times[row] for row in best.rows],
-        solver=solver,
-        orders=best.orders and runner.orders_of(best.rows, best.orders),
-        method="refined",
-        objective=objective,
-        cost=cost,
-        samples=len(seen),
-        search_nfe=spent + round(evaluator.nfe / samples),
-    )
-    return Refinement(
-        schedule=schedule,
-        start=begun,
-        error=mean_error(best.score, reduce),
-        start_error=mean_error(best_start.score, reduce),
-        validation=mean_error(checks[chosen], reduce) if checks else None,
-        start_validation=mean_error(checks[-1], reduce) if checks else None,
-        trials=trials,
-        nfe=evaluator.nfe / samples,
-    )
+def least_runs(starts: int, descents: int) -> int:
+    """Runs of the student that ``refine``'s ``budget`` has to pay for: of every start, of those
+    that are checked on other samples, and one to find a better one by."""
+    return starts + _checked(starts, descents) + 1
+
+
+def _checked(starts: int, descents: int) -> int:
+    """Students that are checked: what every descent found, and the best start."""
+    return min(descents, starts) + 1

@@ -14,6 +14,7 @@ from torch import Tensor
 from oss_ext import solvers
 from oss_ext.models.base import AHEAD_BYTES
 from oss_ext.models.evaluation import Evaluator
+from oss_ext.schedule import Objective
 from oss_ext.trajectory import Trajectory
 
 GROUPS = 4
@@ -64,6 +65,11 @@ class Runner:
         self.last_row = len(self.times) - 1
         self._group = evaluator.block  # stays, where calls come to have fewer rows
         self._keep = most_kept(self._group, trajectory, self._solver, steps, keep_bytes)
+
+    @property
+    def nfe(self) -> int:
+        """Model evaluations so far, in rows."""
+        return self._evaluator.nfe
 
     @property
     def at_once(self) -> int:
@@ -208,9 +214,16 @@ class Race:
     Groups of samples are run one after the other, and a path that is clearly worse on the first
     ones is not run on the rest.
 
+    Args:
+        runner: of the paths.
+        samples: those that paths are compared on.
+        objective: whose ``reduce`` and ``start`` hold for them.
+        limit: model evaluations, in rows, from which on ``may_go_on`` says no.
+        orders: of the steps of every path that is raced; the solver's usual ones if empty.
+
     Attributes:
         reduce: ``mean`` or ``log_mean``.
-        orders: of the steps of every path that is raced; the solver's usual ones if empty.
+        orders: as given.
         first: the first knot that may move: 0, or 1 with a pinned start.
         last_row: where a path may start.
         trials: paths that were raced.
@@ -220,17 +233,15 @@ class Race:
     def __init__(
         self,
         runner: Runner,
-        evaluator: Evaluator,
         samples: Sequence[int],
-        *,
-        reduce: str,
-        pinned: bool,
-        limit: float,
+        objective: Objective,
+        limit: float = math.inf,
         orders: Orders = (),
     ) -> None:
-        self._runner, self._evaluator, self._limit = runner, evaluator, limit
-        self._groups, self.reduce, self.orders = list(runner.groups(samples)), reduce, orders
-        self.first, self.last_row = int(pinned), runner.last_row
+        self._runner, self._limit = runner, limit
+        self._groups, self.reduce = list(runner.groups(samples)), objective.reduce
+        self.orders, self.last_row = orders, runner.last_row
+        self.first = int(objective.start == "pinned")
         self.trials = 0
         seen = torch.tensor([len(group) for group in self._groups]).cumsum(0)
         self.front = self._groups[: int((seen < LEAST_SEEN).sum()) + 1]
@@ -238,7 +249,7 @@ class Race:
     @property
     def nfe(self) -> int:
         """Model evaluations so far, in rows."""
-        return self._evaluator.nfe
+        return self._runner.nfe
 
     def may_go_on(self) -> bool:
         """Whether evaluations are left."""
