@@ -87,7 +87,7 @@ def two_matrix_products(
     cost = pp[:, None] + xx + t * (2 * pv[:, None] + t * vv[:, None])
     cost -= 2 * (p @ x.T + t * (v @ x.T))
     best, parent = select(cost / z.shape[1])
-    step = differences(times)[parent.clamp(min=0), torch.arange(len(z))]
+    step = differences(times)[parent.clamp(min=0), torch.arange(len(z), device=z.device)]
     return advance(z, v, step, parent).to(state.dtype), best, parent
 
 
@@ -116,7 +116,7 @@ def compiled_direct(group: int = 10) -> Step:
             below = slice(0, min(first + group, len(z)))
             cost[some, below] = costs_of(z[some], v[some], x[below], steps[some, below])
         best, parent = select(cost)
-        taken = steps[parent.clamp(min=0), torch.arange(len(z))]
+        taken = steps[parent.clamp(min=0), torch.arange(len(z), device=z.device)]
         return move(z, v, taken, parent).to(state.dtype), best, parent
 
     return step

@@ -1,8 +1,8 @@
-"""Facts about the machine and the process that figures are printed with."""
+"""Meters: of time and memory on the CPU and on a GPU, and of what the device can do at most."""
 
 from __future__ import annotations
 
-import ctypes
+import math
 import os
 import re
 import shutil
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from oss_ext.machine import return_freed
 
 Call = Callable[[], tuple[Tensor, ...]]
 
@@ -38,13 +40,21 @@ class FmaPeak:
         if compiler:
             flags = ["-march=native", "-pthread"] if device == "cpu" else ["-arch=native"]
             command = [compiler, "-O3", *flags, str(source), "-o", str(self.program)]
-            subprocess.run(command, check=True)
+            failed = (
+                subprocess.run(command).returncode
+                or subprocess.run(self._loop(), stdout=subprocess.DEVNULL).returncode
+            )
             self.method = f"a loop of independent multiply-adds ({source.name})"
+            if failed:
+                self.program.unlink(missing_ok=True)
+                self.method = f"a large float32 matrix product, {source.name} did not run"
+
+    def _loop(self) -> list[str]:
+        return [str(self.program), *self.arguments]
 
     def __call__(self) -> float:
         if self.program.exists():
-            command = [str(self.program), *self.arguments]
-            return float(subprocess.check_output(command, text=True)) * 1e9
+            return float(subprocess.check_output(self._loop(), text=True)) * 1e9
         size = 2048 if self.device == "cpu" else 8192
         a = torch.ones(size, size, device=self.device)
         return size**3 / METERS[self.device].seconds(lambda k: a @ a)
@@ -53,7 +63,9 @@ class FmaPeak:
 class CpuMeter:
     """Times and memory of calls on the CPU. Calls get a running number."""
 
-    copies = 1  # of the inputs, to be used in turn
+    def copies(self, size: int) -> int:
+        """Of inputs of ``size`` bytes, to be used in turn."""
+        return 1
 
     def seconds(self, call: Callable[[int], Any], warm_up: bool = True) -> float:
         """Of one call; short ones are repeated for a tenth of a second.
@@ -75,7 +87,7 @@ class CpuMeter:
 
         Freed memory that the C library holds back is returned first, or reusing it would not count.
         """
-        ctypes.CDLL(None).malloc_trim(0)
+        return_freed()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 
         def resident(field: str) -> int:
@@ -91,7 +103,10 @@ class CpuMeter:
 class GpuMeter:
     """Times by CUDA events and memory by torch's allocator."""
 
-    copies = 3  # none finds its inputs in the cache from the call before
+    def copies(self, size: int) -> int:
+        """Of inputs of ``size`` bytes, to be used in turn: none is in the cache when it is used."""
+        cache = torch.cuda.get_device_properties().L2_cache_size
+        return max(3, 1 + math.ceil(2 * cache / size))
 
     def seconds(self, call: Callable[[int], Any], warm_up: bool = True) -> float:
         """Median of up to 50 calls, a quarter of a second of them at most."""

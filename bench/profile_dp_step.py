@@ -78,7 +78,8 @@ def main() -> None:
     print(f"wrote {options.out}")
     if device == "cuda":
         print(
-            "ncu --set full --kernel-name regex:cost_kernel --launch-skip 2 --launch-count 1 "
+            "ncu --clock-control none --set full --kernel-name regex:cost_kernel --launch-skip 2 "
+            "--launch-count 1 "
             f"python bench/profile_dp_step.py --device cuda --steps {size.steps} "
             f"--elements {size.elements} --samples {size.samples}"
         )
