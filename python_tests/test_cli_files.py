@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli_cases import Oss, assert_fails, assert_misused, files
 from driver_cases import one_thread  # noqa: F401
+from oss_ext.cli.base import KeyValue
 from oss_ext.schedule import Schedule
 
 NETWORK = '''
@@ -200,3 +202,18 @@ def test_a_file_may_be_called_like_a_package(oss: Oss) -> None:
 def test_a_pipeline_and_a_model_exclude_each_other(oss: Oss) -> None:
     outcome = oss("search", "--model=digits", "--pipeline=here", "--quiet")
     assert_misused(outcome, "--model: expected none beside --pipeline")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("negative_prompt=bad, ugly", "bad, ugly"),
+        ('negative_prompt=["bad", "ugly, blurred"]', ["bad", "ugly, blurred"]),
+        ("prompt_2=a cat, sitting", "a cat, sitting"),
+        ("labels=3,1,4", [3, 1, 4]),
+        ("name=a,b", ["a", "b"]),
+        ("height=1024", 1024),
+    ],
+)
+def test_values_with_commas_are_lists_unless_they_are_prompts(text: str, value: Any) -> None:
+    assert KeyValue().convert(text, None, None) == (text.partition("=")[0], value)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import pytest
 import torch
 
@@ -77,7 +78,11 @@ def test_a_pipeline_is_searched_compared_and_sampled(oss: Oss, pipeline: list[st
     assert "3 held-out samples" in compare.out
 
     sample = oss("sample", names[1], *pipeline, "--samples=3", "--out=images.png")
+    assert (sample.code, sample.err) == (0, "")
+    sample = oss("sample", names[1], *pipeline, "--samples=3", "--out=images")
     assert sample.code == 0, sample.err
+    assert files("images") == {"0000.png", "0001.png", "0002.png"}
+    assert matplotlib.image.imread("images/0002.png").shape[:2] == (16, 16)
     assert Path("images.png").stat().st_size > 0
 
 
@@ -128,6 +133,14 @@ def test_a_prompts_file_is_checked(
         (["--set=latents=1"], "latents: expected none of it"),
         (["--set=eta=0.5"], "eta: expected 0.0, got 0.5"),
         (["--set=nothing=1"], "StableDiffusionPipeline has no argument 'nothing'"),
+        (["--set=height=abc"], "cannot be called with these options: TypeError: "),
+        (["--set=guidance_scale=high"], "cannot be called with these options: TypeError: "),
+        (["--set=prompt=a cat"], "prompt: expected none beside prompts"),
+        (["--lora=nowhere.safetensors"], "lora: nowhere.safetensors cannot be loaded: "),
+        (
+            ["--scheduler=FlowMatchEulerDiscreteScheduler"],
+            "cannot be called with these options: AttributeError: ",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_one_line(

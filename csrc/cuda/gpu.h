@@ -16,7 +16,9 @@
 namespace oss::cuda {
 
 inline void check_cuda(const Checker& check, cudaError_t status, const char* what) {
-  if (status != cudaSuccess) check.error(what, ": ", cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // or whoever asks next would be told of it again
+  check.error(what, ": ", cudaGetErrorString(status));
 }
 
 // torch's current stream. Asked of the libtorch that is loaded rather than linked, because this

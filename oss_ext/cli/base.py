@@ -17,9 +17,10 @@ import click
 
 from oss_ext import metrics, models, presets, solvers
 from oss_ext.amplitude import check_levels
-from oss_ext.events import tell
+from oss_ext.events import one_line, tell
 from oss_ext.machine import configuration, peak_memory
 from oss_ext.models import Model, pipeline_load
+from oss_ext.models.pipeline_call import TEXTS
 from oss_ext.noise import same_noise
 from oss_ext.report import is_image, is_picture_file
 from oss_ext.runs import Contender, Run
@@ -76,7 +77,7 @@ class MetricName(click.ParamType):  # type: ignore[type-arg]
 
 
 class KeyValue(click.ParamType):  # type: ignore[type-arg]
-    """``key=value``; a value is JSON where it can be, and one with commas is a list."""
+    """``key=value``; a value is JSON where it can be, else, but for prompts, split at commas."""
 
     name = "KEY=VALUE"
 
@@ -85,7 +86,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
         if not equals or not key:
             self.fail(f"expected key=value, got {value!r}", param, ctx)
         whole = _literal(text)
-        if isinstance(whole, str) and "," in text:
+        if isinstance(whole, str) and "," in text and key not in TEXTS:
             return key, [_literal(part) for part in text.split(",")]
         return key, whole
 
@@ -129,9 +130,17 @@ class Choice:
         if not sys.stderr.isatty():
             pipeline_load.hide_loading_bars()
         prompts = None if self.prompts is None else pipeline_load.read_prompts(self.prompts)
-        return models.from_folder(
-            self.pipeline, prompts, call=self.options, **self.pipeline_options
-        )
+        try:
+            return models.from_folder(
+                self.pipeline, prompts, call=self.options, **self.pipeline_options
+            )
+        except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
+                TypeError) as error:  # fmt: skip
+            # The pipeline's own errors in a first step, which do not say where they come from.
+            raise ValueError(
+                f"pipeline: {self.pipeline} cannot be called with these options: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -150,7 +159,8 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         type=KeyValue(),
         multiple=True,
         help="Option of the model, e.g. --set labels=3,1,4; with --pipeline, argument of its "
-        "call, e.g. --set height=1024. Repeatable.",
+        "call, e.g. --set height=1024. Values are JSON, or lists with commas (prompts are not). "
+        "Repeatable.",
     )
     @click.option("--pipeline", metavar="DIR", help="A diffusers pipeline: folder or name.")
     @click.option(

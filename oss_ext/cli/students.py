@@ -26,7 +26,7 @@ from oss_ext.export import attach
 from oss_ext.files import replacing
 from oss_ext.models.pipeline import PipelineModel
 from oss_ext.models.pipeline_call import full_strength
-from oss_ext.report import is_picture_file, plot_samples
+from oss_ext.report import is_picture_file, plot_samples, write_images
 from oss_ext.sampling import sample as sample_schedule
 from oss_ext.schedule import Schedule
 
@@ -40,8 +40,9 @@ from oss_ext.schedule import Schedule
               help="With the amplitude calibration that SCHEDULE holds.")  # fmt: skip
 @batch_option
 @force_option
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="samples.png",
-              show_default=True, help="A picture (.png, .pdf) or .safetensors.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True,
+              help="A picture of all (.png, .pdf), .safetensors, or a folder, without an ending, "
+              "for pictures of each in full size.")  # fmt: skip
 @quiet_option
 def sample(
     schedule_file: str,
@@ -55,9 +56,14 @@ def sample(
     quiet: bool,
 ) -> None:
     """Sample the schedule's model with SCHEDULE."""
-    tensors = out.suffix == ".safetensors"
-    if not tensors and not is_picture_file(out):
-        raise click.UsageError(f"--out: expected a picture or a .safetensors file, got {out}")
+    tensors, each = out.suffix == ".safetensors", not out.suffix or out.is_dir()
+    if not (tensors or each or is_picture_file(out)):
+        raise click.UsageError(
+            f"--out: expected a picture, a .safetensors file or a folder without an ending, got "
+            f"{out}"
+        )
+    if each and out.exists() and not out.is_dir():
+        raise click.UsageError(f"--out: expected a folder, {out} is a file")
     schedule = load_schedule(schedule_file)
     check_writable(out.parent)
     model = load_for([schedule], choice, force)
@@ -67,6 +73,8 @@ def sample(
                 "--amplitude: a pipeline that draws a picture takes its own steps, uncalibrated; "
                 "write the states, --out FILE.safetensors"
             )
+        if quiet:
+            model.pipe.set_progress_bar_config(disable=True)
         result = draw(model, schedule, samples, seed, force)
     else:
         if not tensors:
@@ -79,6 +87,8 @@ def sample(
     if tensors:
         with replacing(out) as temporary:
             save_file({"samples": result.contiguous()}, temporary)
+    elif each:
+        write_images(result, out)
     else:
         plot_samples({f"{schedule.method} {schedule.steps}": result}, out)
     click.echo(f"wrote {samples} samples to {out}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,13 @@ import torch
 from torch import Tensor
 
 from oss_ext.export.base import ExportError
-from oss_ext.export.diffusers_attach import check_host, check_shift, first_scale
+from oss_ext.export.diffusers_attach import (
+    check_host,
+    check_shift,
+    first_scale,
+    shifts_by_steps,
+    told_timesteps,
+)
 from oss_ext.export.diffusers_steps import takes_steps_of
 from oss_ext.hosts import Host, original_of, read_host
 from oss_ext.noise import unshifted
@@ -170,14 +177,39 @@ def call_arguments(
 ) -> dict[str, Any]:
     """``arguments`` for ``pipe(...)``: refused where the pipeline would drop them.
 
+    Returns:
+        As ``arguments``, with both where the pipeline would tell the network other timesteps.
+
     Raises:
-        ExportError: as ``arguments``, or the pipeline takes no such argument, or drops it.
+        ExportError: as ``arguments``, or the pipeline takes no such argument, drops it, or has
+            another shift for another number of steps.
     """
+    name = type(pipe).__name__
+    if shifts_by_steps(pipe):
+        raise ExportError(f"{name} shifts by the number of steps that it is called with; {ATTACH}")
     given = arguments(schedule, pipe.scheduler, mu=mu, force=force)
-    name, kind = type(pipe).__name__, next(iter(given))
-    if kind not in inspect.signature(type(pipe).__call__).parameters:
+    kind, takes = next(iter(given)), inspect.signature(type(pipe).__call__).parameters
+    if kind not in takes:
         raise ExportError(f"{name} takes no {kind}; {ATTACH}")
     drops = pipe.scheduler.config.get("use_flow_sigmas", False)
     if kind == "sigmas" and drops and "use_flow_sigmas" in inspect.getsource(type(pipe).__call__):
         raise ExportError(f"{name} drops sigmas when its scheduler has use_flow_sigmas; {ATTACH}")
+    if kind == "sigmas" and "timesteps" in takes and _hands_over_both(pipe):
+        # Which would else be evenly spaced, whatever the sigmas are (CogView4).
+        host = read_host(original_of(pipe.scheduler))
+        given["timesteps"] = told_timesteps(schedule, host).tolist()
     return given
+
+
+def _hands_over_both(pipe: Any) -> bool:
+    """Whether the pipeline gives its scheduler timesteps beside sigmas; most refuse to."""
+    retrieve = getattr(sys.modules[type(pipe).__module__], "retrieve_timesteps", None)
+    if retrieve is None:
+        return False
+    scheduler = copy.deepcopy(original_of(pipe.scheduler))
+    shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting", False) else {}
+    try:
+        retrieve(scheduler, timesteps=[1000.0, 500.0], sigmas=[1.0, 0.5], **shift)
+    except ValueError:
+        return False
+    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +17,15 @@ import torch
 from torch import Tensor
 
 from oss_ext.export.base import ExportError
-from oss_ext.hosts import Host, StandIn, StepOutput, original_of, read_host, stand_in
+from oss_ext.hosts import (
+    Host,
+    StandIn,
+    StepOutput,
+    check_step,
+    original_of,
+    read_host,
+    stand_in,
+)
 from oss_ext.noise import same_clock, same_noise, shift_of
 from oss_ext.schedule import Schedule
 from oss_ext.solvers import SOLVERS, History, Multistep, get
@@ -74,6 +83,16 @@ def first_scale(schedule: Schedule, host: Host) -> float:
     return host.scale(schedule.times[0]) * host.noise_scale(schedule.teacher_times[-1])
 
 
+def told_timesteps(schedule: Schedule, host: Host) -> Tensor:
+    """What the network is told in every step, ``[steps]`` float64: as in the search, if the host
+    can tell it that."""
+    told = torch.tensor(schedule.timesteps, dtype=torch.float64)
+    fractions = host.whole_timesteps and bool((told != told.round()).any())
+    if fractions or not same_clock(schedule.path, host.path):
+        told = host.timesteps(torch.tensor(schedule.times[:-1], dtype=torch.float64))
+    return told
+
+
 class Scheduled(StandIn):
     """A scheduler that takes the steps of ``schedule``, whatever it is asked for."""
 
@@ -81,6 +100,8 @@ class Scheduled(StandIn):
     solver: Multistep
     host: Host
     force: bool
+    by_steps = False
+    """Whether the pipeline's shift depends on how many steps it is called with."""
     under: Any
     """The scheduler whose place it took in a pipeline."""
     order = 1
@@ -92,17 +113,14 @@ class Scheduled(StandIn):
     ) -> None:
         # Some pipelines shift the sigmas that they hand in, and leave nothing for the scheduler.
         before = options.get("sigmas")
-        check_shift(self.schedule, self.host, options.get("mu"), self.force, before)
+        if not self.by_steps:
+            check_shift(self.schedule, self.host, options.get("mu"), self.force, before)
         self.begin(device)
 
     def begin(self, device: Any = None) -> None:
         """Before the first step."""
         times = torch.tensor(self.schedule.times, dtype=torch.float64)
-        told = torch.tensor(self.schedule.timesteps, dtype=torch.float64)
-        fractions = self.host.whole_timesteps and bool((told != told.round()).any())
-        if fractions or not same_clock(self.schedule.path, self.host.path):
-            told = self.host.timesteps(times[:-1])
-        self.timesteps = told.to(
+        self.timesteps = told_timesteps(self.schedule, self.host).to(
             device=device, dtype=torch.int64 if self.host.whole_timesteps else torch.float32
         )
         self.sigmas = self.host.sigmas(times).float()
@@ -194,6 +212,7 @@ class Scheduled(StandIn):
         self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
     ) -> StepOutput:
         """One step of the schedule's solver in flow coordinates, in float32."""
+        check_step(options)
         k = self._index(timestep)
         t, t_next = self.schedule.times[k : k + 2]
         x = sample.float() / self.host.scale(t)
@@ -202,6 +221,14 @@ class Scheduled(StandIn):
         moved = moved * self.host.scale(t_next)
         self._step_index = k + 1
         return StepOutput((moved.to(sample.dtype),), x - t * v)
+
+
+def shifts_by_steps(pipe: Any) -> bool:
+    """Whether the time shift depends on how many steps the pipeline is called with (FLUX.2).
+
+    What it is for as many as the teacher's is not known when a few are taken.
+    """
+    return hasattr(sys.modules[type(pipe).__module__], "compute_empirical_mu")
 
 
 def same_weights(name: str) -> str:
@@ -299,4 +326,5 @@ def attach(
             f"schedule: searched for {schedule.model}, got {name}; force=True goes on"
         )
     made = scheduled(schedule, pipe.scheduler if scheduler is None else scheduler, force=force)
+    made.by_steps = shifts_by_steps(pipe)
     return Attachment(pipe, made)

@@ -2,7 +2,7 @@
 
 from oss_ext.hosts.base import Host
 from oss_ext.hosts.reading import STATES, STOCHASTIC, UnknownScheduler, read_host
-from oss_ext.hosts.stand_in import StandIn, StepOutput, original_of, stand_in
+from oss_ext.hosts.stand_in import StandIn, StepOutput, check_step, original_of, stand_in
 
 __all__ = [
     "STATES",
@@ -11,6 +11,7 @@ __all__ = [
     "StandIn",
     "StepOutput",
     "UnknownScheduler",
+    "check_step",
     "original_of",
     "read_host",
     "stand_in",

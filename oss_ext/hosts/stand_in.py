@@ -34,6 +34,18 @@ class StepOutput(tuple[Tensor]):
         return self[0]
 
 
+def check_step(options: Mapping[str, Any]) -> None:
+    """``ValueError`` if ``step`` was given ``options`` that make it another step.
+
+    With times of its own for every token a state has no time (and the output the other sign).
+    """
+    if options.get("per_token_timesteps") is not None:
+        raise ValueError(
+            "per_token_timesteps: expected none of them: the pipeline gives its scheduler a time "
+            "for every token, but a schedule has one for all"
+        )
+
+
 def stand_in(mixin: type[StandIn], scheduler: Any) -> Any:
     """A copy of ``scheduler`` whose class also derives from ``mixin``, which goes first.
 

@@ -29,6 +29,10 @@ SEED_STRIDE = 1_000_000
 TURNS = 100
 """At the least, of the loops of runs that begin for the sake of evaluations."""
 
+STEADY = 0.1
+"""How far two answers to the same may be apart, relative to the first: less than rounding in 16
+bits makes of guidance."""
+
 HASHED_VALUES = 64
 """Values of every weight tensor that the fingerprint reads."""
 
@@ -63,6 +67,7 @@ class PipelineModel(Model):
         self.host, self.path, self.mu = run.host, run.host.path, run.mu
         self.shape = tuple(run.first.sample.shape[1:])
         self.device = run.first.sample.device
+        self._check_answers(run)
         self._hash = self._fingerprint()
 
     # --- the protocol ---
@@ -163,6 +168,25 @@ class PipelineModel(Model):
             raise ValueError(
                 f"{self.name}: expected {slots} rows in a call, one for each item, got "
                 f"{len(sample)}; give several images per prompt as several prompts, or batch=..."
+            )
+
+    def _check_answers(self, run: Run) -> None:
+        """``ValueError`` if the second turn says something else at the state and time of the first.
+
+        Momentum in the guidance, a first turn that is unlike the others, and networks that draw
+        numbers have no velocity that a search could follow.
+        """
+        t, rows = float(self._grid(run)[-1]), torch.arange(self.slots, device=self.device)
+        x = run.first.sample[: self.slots].float() / self.host.scale(t)
+        first = self.host.velocity(run.first.output[: self.slots].to(x.device), x, t)
+        again = self(x, torch.tensor([t], dtype=torch.float64), rows)
+        apart = float((again - first).norm() / first.norm())
+        if apart > STEADY:
+            self.close()
+            raise ValueError(
+                f"pipe: {self.name} says something else when it is asked the same in its next step "
+                f"({apart:.0%} apart): what depends on earlier steps (momentum, caches), or is "
+                "drawn anew (dropout), has to be switched off for the search"
             )
 
     def _evaluate(self, group: int, request: Request) -> Tensor:
@@ -294,6 +318,8 @@ def from_folder(
     Raises:
         ValueError: as ``load_pipeline`` and ``from_pipeline``.
     """
+    if prompts is not None and call is not None and "prompt" in call:
+        raise ValueError("prompt: expected none beside prompts, which are all that there are")
     pipe = load_pipeline(folder, **options)
     if scheduler is not None:
         kind = diffusers_class(import_diffusers(), scheduler, "scheduler")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oss_ext import arguments
 
-MAIN = ("prompt", "prompt_embeds", "class_labels", "image", "video")
+MAIN = ("prompt", "prompt_embeds", "prompt_embeds_t5", "class_labels", "image", "video")
 """Call arguments that say how many items there are to condition on; the first one given counts."""
 
 TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4", "negative_prompt", "negative_prompt_2",
@@ -28,8 +28,8 @@ OURS = {
     "return_dict": "the pipeline is left before it decodes",
 }
 
-# What depends on the number of the step, and so has no meaning where steps are asked for in any
-# order; the value that switches each off.
+# What depends on the number of the step, or on how many there are, and so has no meaning where
+# steps are asked for in any order; the value that switches each off.
 BY_STEP: dict[str, Any] = {
     "eta": 0.0,
     "skip_guidance_layers": None,
@@ -38,6 +38,9 @@ BY_STEP: dict[str, Any] = {
     "cfg_interval_start": 0.0,
     "cfg_interval_end": 1.0,
     "cfg_trunc_ratio": 1.0,
+    "cfg_truncation": 1.0,
+    "use_dynamic_cfg": False,
+    "adapter_conditioning_factor": 1.0,
     "denoising_start": None,
     "denoising_end": None,
     "num_temporal_reasoning_steps": 0,
@@ -60,7 +63,9 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
         if call.get(name) is not None:
             raise ValueError(f"{name}: expected none of it, because {why}")
     for name, off in BY_STEP.items():
-        if call.get(name, off) not in (off, None):
+        value = call.get(name, off)
+        values = value if isinstance(value, list | tuple) else [value]  # of several ControlNets
+        if any(each not in (off, None) for each in values):
             raise ValueError(
                 f"{name}: expected {off!r}, got {call[name]!r}: it changes what the network does "
                 "with the number of the step, but a schedule is to change the steps"
@@ -82,6 +87,11 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
                 f"strength: expected 1.0 for {type(pipe).__name__}, got {strength!r}: only there "
                 "it runs all steps of a schedule, and then from noise alone"
             )
+    if getattr(pipe, "free_init_enabled", False):
+        raise ValueError(
+            "pipe: FreeInit runs the loop several times; call pipe.disable_free_init() for the "
+            "search"
+        )
     _refuse_guiders(pipe)
     for name, component in getattr(pipe, "components", {}).items():
         if getattr(component, "is_cache_enabled", False):
@@ -128,14 +138,22 @@ def count_items(call: Mapping[str, Any]) -> int:
         if value is None:
             continue
         if isinstance(value, Tensor | np.ndarray):
-            least = 4 if name in ("image", "video") else 2  # dims of several of them
-            return len(value) if value.ndim >= least or name == "class_labels" else 1
+            one = _is_one(value) if name in ("image", "video") else value.ndim < 2
+            return 1 if one and name != "class_labels" else len(value)
         if isinstance(value, list | tuple):
             if not value:
                 raise ValueError(f"{name}: expected at least one item, got none")
             return len(value)
         return 1
-    return 1
+    rows: int = call.get("batch_size", 1)  # of pipelines without any condition
+    return rows
+
+
+def _is_one(image: Any) -> bool:
+    """Whether it is one image (or video), not some."""
+    if isinstance(image, Tensor | np.ndarray):
+        return image.ndim < 4
+    return not isinstance(image, list | tuple)
 
 
 def select(call: Mapping[str, Any], items: int, group: int, batch: int) -> dict[str, Any]:
@@ -147,8 +165,9 @@ def select(call: Mapping[str, Any], items: int, group: int, batch: int) -> dict[
             chosen[name] = [value] * batch if batch > 1 else value
         elif name in TEXTS and batch == 1 and isinstance(value, list) and len(value) == items:
             chosen[name] = value[wanted[0]]  # not every pipeline takes lists
-        elif items == 1 and not isinstance(value, list | tuple) and name in ("image", "video"):
-            chosen[name] = [value] * batch if batch > 1 else value
+        elif name in ("image", "video") and _is_one(value):
+            if items == 1 and batch > 1:
+                chosen[name] = [value] * batch  # else one for all
         elif isinstance(value, list | tuple) and len(value) == items:
             listed = name in MAIN + TEXTS or name.endswith(("embeds", "images", "image"))
             if listed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from oss_ext.files import read_text
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 OFFLOADS = ("model", "sequential")
+ERRORS = (OSError, TypeError, ValueError, AttributeError, KeyError, ImportError)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -87,17 +89,29 @@ def load_pipeline(
         with warnings.catch_warnings():  # newer versions call it dtype, older ones do not know that
             warnings.simplefilter("ignore", FutureWarning)
             pipe = cls.from_pretrained(folder, torch_dtype=DTYPES[dtype])
-        for adapter in lora:
+    except ERRORS as error:
+        raise ValueError(f"pipeline: {folder} cannot be loaded: {_said(error)}") from None
+    for adapter in lora:
+        try:
             pipe.load_lora_weights(adapter)
-    except (OSError, TypeError, ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"pipeline: {folder} cannot be loaded: {one_line(error)}") from None
-    if offload == "model":
-        pipe.enable_model_cpu_offload(device=target)
-    elif offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=target)
-    else:
-        pipe.to(target)
+        except ERRORS as error:
+            raise ValueError(f"lora: {adapter} cannot be loaded: {_said(error)}") from None
+    try:
+        if offload == "model":
+            pipe.enable_model_cpu_offload(device=target)
+        elif offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=target)
+        else:
+            pipe.to(target)
+    except ERRORS as error:
+        raise ValueError(f"offload: {offload!r} is not possible: {_said(error)}") from None
     return pipe
+
+
+def _said(error: Exception) -> str:
+    """What an error says, and which of the libraries that diffusers asks for are missing."""
+    missing = [name for name in ("accelerate", "peft") if importlib.util.find_spec(name) is None]
+    return one_line(error) + (f" (not installed: {', '.join(missing)})" if missing else "")
 
 
 def diffusers_class(diffusers: Any, name: Any, argument: str) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext.hosts import Host, StandIn, StepOutput, read_host, stand_in
+from oss_ext.hosts import Host, StandIn, StepOutput, check_step, read_host, stand_in
 
 
 class Left(BaseException):
@@ -83,6 +83,7 @@ class Recorder(StandIn):
         self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
     ) -> StepOutput:
         timestep = torch.as_tensor(timestep)
+        check_step(options)
         if self._given is None:
             # Image-to-image pipelines start part-way.
             at = (self.timesteps - timestep.to(self.timesteps)).abs().argmin()

@@ -25,7 +25,7 @@ from oss_ext.report import (
 )
 from oss_ext.report.base import Part, is_image, is_picture_file, write_figure
 from oss_ext.report.markup import element, join
-from oss_ext.report.samples import plot_samples
+from oss_ext.report.samples import plot_samples, write_images
 from oss_ext.report.schedules import plot_schedules, schedule_table
 from oss_ext.report.spread import plot_spread
 from oss_ext.runs import Run
@@ -41,6 +41,7 @@ __all__ = [
     "plot_spread",
     "schedule_table",
     "write_figure",
+    "write_images",
     "write_report",
 ]
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
+import matplotlib.image
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from oss_ext.files import replacing
 from oss_ext.report.base import (
     Part,
     able,
@@ -59,6 +62,16 @@ def plot_samples(
     columns = min(columns, min(len(images) for images in rows.values()))
     strips = {name: _strip(list(images[:columns])) for name, images in rows.items()}
     write_figure(_figure(strips), path)
+
+
+def write_images(images: Tensor, folder: str | os.PathLike[str]) -> None:
+    """Write every one of ``images`` ``[B, 1 or 3, H, W]`` in [-1, 1] as ``folder/0000.png``, ..."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        whole = np.ascontiguousarray(np.broadcast_to(pixels(image), (*image.shape[-2:], 3)))
+        with replacing(folder / f"{number:04d}.png") as temporary:
+            matplotlib.image.imsave(temporary, whole)
 
 
 def _strip(images: Sequence[Tensor]) -> np.ndarray:
