@@ -82,20 +82,30 @@ std::string shape_text(const Sizes& sizes) {
 // Checks of one call; messages begin with the operator's name.
 class Checker {
  public:
-  Checker(const char* op, const Tensor& device_of) : op_(op), device_(device_of.device()) {}
+  Checker(const char* op, const Tensor& device_of)
+      : op_(op),
+        device_(device_of.defined() ? device_of.device()
+                                    : torch::stable::Device(torch::headeronly::DeviceType::CPU)) {}
 
   template <class... Args>
   [[noreturn]] void error(const Args&... args) const {
     fail(op_, ": ", args...);
   }
 
+  // Python's None is an undefined tensor here.
+  void defined(const char* name, const Tensor& tensor) const {
+    if (!tensor.defined()) error(name, " must be a tensor, got none");
+  }
+
   void device(const char* name, const Tensor& tensor) const {
+    defined(name, tensor);
     if (tensor.device() == device_) return;
     error(name, " must be on ", text_of(device_), " like the other tensors, got ",
           text_of(tensor.device()));
   }
 
   void dtype(const char* name, const Tensor& tensor, ScalarType expected) const {
+    defined(name, tensor);
     if (tensor.scalar_type() != expected)
       error(name, " must be ", name_of(expected), ", got ", name_of(tensor.scalar_type()));
   }
@@ -213,6 +223,7 @@ class Checker {
 
   // The velocities of sources first_source ... of dp_accumulate_.
   void chunk(const Tensor& tensor, int64_t first_source, const Tensor& state) const {
+    defined("velocity_chunk", tensor);
     if (tensor.dim() < 1 || tensor.size(0) < 1)
       error("velocity_chunk must hold at least one source, got shape ", shape_text(tensor.sizes()));
     const int64_t rows = state.size(0), sources = tensor.size(0);

@@ -55,10 +55,13 @@ def following(callback: Callable[[Event], object]) -> Iterator[None]:
     in a copy of the context (``contextvars.copy_context``).
 
     Raises:
+        ValueError: ``callback`` cannot be called.
         Exception: whatever ``callback`` raises goes up through the work and ends it, as an error of
             the model would. That is how a follower stops a run: nothing is lost that a checkpoint
             keeps.
     """
+    if not callable(callback):
+        raise ValueError(f"callback: expected a function of an event, got {callback!r:.100}")
     token = _followers.set((*_followers.get(), callback))
     try:
         yield

@@ -48,10 +48,10 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, folder
     if folder is None:
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     size = torch.Size(shape).numel() * dtype.itemsize
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
             # A disk that is full says so now; later it could only kill the process.
             os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror} for {size} bytes", str(folder)) from None
-        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(tuple(shape))
+            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(tuple(shape))
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} for {size} bytes", str(folder)) from None

@@ -149,7 +149,8 @@ class Shared(Wrapped):
         names = [hash_of(request) for request in requests]
         missing = {n: r for n, r in zip(names, requests, strict=True) if n not in self._made}
         try:
-            velocities = list(self._rounds([*missing.values()]))
+            # A model may give every answer in the memory of the one before.
+            velocities = [v.clone() for v in self._rounds([*missing.values()])]
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

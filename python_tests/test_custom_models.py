@@ -346,3 +346,35 @@ def test_an_output_of_another_kind_is_refused(
 def test_what_fits_no_network_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_callable(with_label, **{"shape": SHAPE} | options)
+
+
+def in_place(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+    return x.mul_(0.5)
+
+
+def in_place_of_time(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+    return x * t.div_(1000).view(-1, 1).to(x.dtype)
+
+
+def with_one_buffer(factor: float, buffer: Tensor) -> Any:
+    return lambda x, t, sample: torch.mul(x, factor, out=buffer[: len(x)])
+
+
+@pytest.mark.parametrize("habit", ["in place", "in place of time", "one buffer"])
+def test_guidance_is_that_of_networks_without_habits(habit: str) -> None:
+    buffer = torch.empty(3, 4)
+    network, unconditional, plain = {
+        "in place": (in_place, lambda x, t, sample: x * 0.2, (0.5, 0.2)),
+        "in place of time": (in_place_of_time, in_place_of_time, None),
+        "one buffer": (with_one_buffer(0.5, buffer), with_one_buffer(0.2, buffer), (0.5, 0.2)),
+    }[habit]
+    model = from_callable(
+        network, (4,), path=FlowPath(scale=1000.0), unconditional=unconditional, guidance=3.0
+    )
+    x, t, sample = draw(1, 3, 4), torch.tensor([0.5, 0.2, 0.9]), torch.arange(3)
+    given = x.clone(), t.clone()
+    # The same network without and with its condition: guidance changes nothing.
+    factors = t[:, None] if plain is None else plain[1] + 3 * (plain[0] - plain[1])
+    torch.testing.assert_close(model(x, t, sample), x * factors)
+    assert torch.equal(x, given[0])
+    assert torch.equal(t, given[1])

@@ -370,3 +370,9 @@ def test_a_written_run_is_told(seed: int, told: list[Event], tmp_path: Path) -> 
     (wrote,) = of(told, "wrote")
     there = {str(path) for path in tmp_path.rglob("*") if path.is_file()}
     assert set(wrote["files"]) == there
+
+
+def test_a_follower_is_a_function() -> None:
+    message = r"^callback: expected a function of an event, got 3"
+    with pytest.raises(ValueError, match=message), oss.following(3):  # type: ignore[arg-type]
+        raise AssertionError("entered")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from op_cases import Case, Runner, arguments, same_bits
 from oss_ext import ops
-from oss_ext.ops import schema
+from oss_ext.ops import native, schema
 
 N, B, DIMS = 6, 2, (3, 5)
 CASE = Case(N, B, DIMS, mask="samples")
@@ -278,3 +278,14 @@ def test_a_card_too_old_for_kernels_is_served_by_the_reference(
             called.clear()
             getattr(ops, name)(**given)
             assert called == [name] * old
+
+
+@pytest.mark.skipif(not native.available, reason=str(native.why_not))
+@pytest.mark.parametrize("op", [name for name in schema.SCHEMAS if name != "dp_select"])
+def test_none_in_place_of_a_tensor_is_named(op: str, seed: int) -> None:
+    """torch takes it for one; where it is the only tensor there is no device to run on."""
+    given = arguments(op, Runner("reference", "cpu").draw(CASE, seed))
+    for name in [name for name, value in given.items() if isinstance(value, torch.Tensor)]:
+        if name != "source_mask":  # which may be missing
+            with pytest.raises(RuntimeError, match=f"^{op}: {name} must be a tensor, got none"):
+                getattr(ops, op)(**given | {name: None}, backend="native")

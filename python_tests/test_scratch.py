@@ -70,8 +70,9 @@ def test_a_folder_without_room_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"for 4611686018427387904 bytes: '.*test_a_folder"):
         scratch.empty((2**60,), torch.float32, torch.device("cpu"), tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as missing:
         scratch.empty((1,), torch.float32, torch.device("cpu"), tmp_path / "none")
+    assert missing.value.filename == str(tmp_path / "none")
 
 
 def test_other_devices_are_refused(tmp_path: Path) -> None:

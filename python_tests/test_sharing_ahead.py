@@ -20,6 +20,7 @@ from driver_cases import (
 from oss_ext.baselines import uniform
 from oss_ext.checkpoint import ANSWERS, Checkpoint
 from oss_ext.models.base import Model, Request
+from oss_ext.models.wrapped import Wrapped
 from oss_ext.sharing import Shared
 from test_evaluation_memory import ERRORS
 from test_sharing import AtOnce, Peer
@@ -117,3 +118,21 @@ def test_what_nobody_asks_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(a.equal(b) for a, b in zip(model.answers(requests), expected, strict=True))
     assert model.rounds == [2, 1, 2, 1, 2, 1, 2, 2, 1]  # the first five were forgotten
     assert model.ahead([]) == []
+
+
+class OneBuffer(Wrapped):
+    """Gives every answer in the same memory."""
+
+    buffer: Tensor | None = None
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        for velocity in super().answers(requests):
+            if self.buffer is None or self.buffer.shape != velocity.shape:
+                self.buffer = torch.empty_like(velocity)
+            yield self.buffer.copy_(velocity)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_answers_in_the_same_memory_are_kept_apart(count: int) -> None:
+    model = Rounds(OneBuffer(random_mixture(1)), count)
+    assert refined(model, "euler", budget=200) == refined(random_mixture(1), "euler", budget=200)

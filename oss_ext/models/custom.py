@@ -42,8 +42,10 @@ class CallableModel(Model):
         rows = [-1] + [1] * (x.dim() - 1)
         inputs = x * scale.view(rows).to(x.dtype)
         time = self.path.model_times(t)
-        output = self._call(self._network, inputs, time, sample)
-        if self._unconditional is not None and self._guidance != 1:
+        if self._unconditional is None or self._guidance == 1:
+            output = self._call(self._network, inputs, time, sample)
+        else:  # a network may write to what it is given, and again to what it gave
+            output = self._call(self._network, inputs.clone(), time.clone(), sample).clone()
             null = self._call(self._unconditional, inputs, time, sample)
             output = null + self._guidance * (output - null)
         state = x * (alpha + beta).view(rows).to(x.dtype)

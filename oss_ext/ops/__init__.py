@@ -196,7 +196,8 @@ def dp_accumulate_(
     rounding) and parent, bit for bit.
 
     Args:
-        state: ``[N+1, B, *dims]``, updated in place; its rows must not share memory.
+        state: ``[N+1, B, *dims]``, updated in place; the elements of each [row, sample] must be
+            contiguous, and no part of its memory may lie within that of another argument.
         velocity_chunk: ``[C, B, *dims]``, sources ``first_source .. first_source + C - 1``.
         best_cost: ``[N+1, B]`` float64, inf before the first chunk; updated in place.
         best_parent: int64 ``[N+1, B]``, or ``[N+1, 1]`` with a reduction, -1 before the first
@@ -253,7 +254,8 @@ def dp_argmin_(
         target: ``[N+1, B, *dims]``.
         best_cost: ``[N+1, B]`` float64, inf before the first chunk; updated in place.
         best_parent, best_order: int64 ``[N+1, B]``, or ``[N+1, 1]`` with a reduction, -1 before
-            the first chunk; updated in place. The source that won, and its order.
+            the first chunk; updated in place, and so in memory of their own. The source that won,
+            and its order.
         source_mask, reduce: as in ``dp_step``. With a reduction, a source's order counts for a
             target only if it has a finite candidate there in every sample.
 
