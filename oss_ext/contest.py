@@ -142,7 +142,6 @@ def judge(
     held_out: Trajectory,
     contenders: Sequence[Contender],
     *,
-    features: Callable[[Tensor], Tensor] | None = None,
     max_batch: int | None = None,
     progress: bool = False,
 ) -> list[Score | Unable]:
@@ -160,7 +159,7 @@ def judge(
             continue
         (score,) = compare(
             model, held_out, {c.name: c.schedule}, amplitude=[c.name] if c.amplitude else [],
-            features=features, max_batch=max_batch, progress=progress,
+            max_batch=max_batch, progress=progress,
         )  # fmt: skip
         scores.append(replace(score, images=score.images[:SHOWN].clone()))
     return scores

@@ -15,13 +15,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from oss_ext import beam, coarse, dp, refine
+from oss_ext.files import existing_folder
 from oss_ext.machine import free_memory, taken
 from oss_ext.metrics import XT, CandidateDataMetric, DataMetric, EvaluatedMetric, Metric
 from oss_ext.models.base import Model, Request
@@ -377,8 +377,7 @@ def _most(stages: Sequence[Sequence[Held]], place_of: Callable[[Held], str]) -> 
 
 
 def _free_disk(folder: str) -> int:
-    path = Path(folder).absolute()
-    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+    return shutil.disk_usage(existing_folder(folder)).free
 
 
 def _of_free(free: int | None) -> str:

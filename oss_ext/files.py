@@ -36,6 +36,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def existing_folder(path: str | os.PathLike[str]) -> Path:
+    """``path``, or the nearest folder above it that is there."""
+    path = Path(path).absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """What was renamed or removed in ``folder`` is so on disk, where the system can say that."""
     if os.name == "posix":

@@ -1,4 +1,4 @@
-"""Facts about the machine and the process that figures are printed with."""
+"""The machine and the process: facts that figures are printed with, memory taken and free."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from oss_ext import arguments, dp, solvers
+from oss_ext import arguments, dp, solvers, words
 from oss_ext.plan import Plan
 from oss_ext.refine import Refinement
 from oss_ext.schedule import Objective, Schedule, aggregate_indices
@@ -164,7 +164,7 @@ class SearchResult:
             f"student {self.solver}",
             f"{t.nfe} + {self.nfe} model evaluations per sample (teacher + search), "
             f"in blocks of {self.block}; {t.seconds:.1f} + {self.seconds:.1f} s; "
-            f"peak memory {self.peak_bytes / 2**20:.0f} MiB",
+            f"peak memory {words.size(self.peak_bytes)}",
         ]
         for steps in self.steps:
             if steps in self.refined:

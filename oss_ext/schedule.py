@@ -97,7 +97,8 @@ class Schedule:
         path: the model's noise path.
         solver, teacher_solver: names of the student's and the teacher's solver.
         orders: of the student's solver, one per step; the solver's usual ones if empty.
-        method: how the schedule was made, ``oss`` or a baseline's name.
+        method: how the schedule was made: ``oss`` (a dynamic programme), ``refined``,
+            ``exhaustive``, or a baseline's name.
         objective: what the search minimised; None for a schedule that was not searched.
         cost: mean squared error of the final state on the calibration samples, per element.
         samples: number of calibration samples.

@@ -55,7 +55,8 @@ class Trajectory:
         block: rows per model call.
         nfe: model evaluations per sample.
         seconds: wall time.
-        scratch: folder of the files that arrays as large as ``states`` are in; None: in memory.
+        scratch: folder of the files that arrays as large as ``states``, those of students, are in;
+            None: in memory.
         outline: whether it was not run: every state is the noise, in the memory of that alone.
         ends: ``final`` and ``noise``, where ``states`` are in 16 bits and these are not.
         on_disk: whether ``states`` are those in a file that was loaded, and no memory.

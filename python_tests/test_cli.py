@@ -280,7 +280,7 @@ def test_a_bad_value_of_a_models_option_is_one_line(oss: Oss, option: str) -> No
         (["search", "--out=file"], "is a file"),
         (["show"], "Missing argument 'SCHEDULE...'"),
         (["sample"], "Missing argument 'SCHEDULE'"),
-        (["sample", "s.json", "--out=x.txt"], "expected a picture or a .safetensors file, got x.t"),
+        (["sample", "s.json", "--out=x.txt"], "expected a picture, a .safetensors file or a fold"),
         (["show", "s.json", "--plot=x.txt"], "--plot: expected a picture such as x.png, got x.txt"),
         (["compare", "s.json", "--picture=x"], "--picture: expected a picture such as x.png, got "),
         (["compare"], "expected a SCHEDULE or --methods"),

@@ -18,6 +18,7 @@ import click
 from oss_ext import metrics, models, presets, solvers
 from oss_ext.amplitude import check_levels
 from oss_ext.events import one_line, tell
+from oss_ext.files import existing_folder
 from oss_ext.machine import configuration, peak_memory
 from oss_ext.models import Model, pipeline_load
 from oss_ext.models.pipeline_call import TEXTS
@@ -269,9 +270,8 @@ def note(text: str) -> None:
 
 def check_writable(folder: Path) -> None:
     """Prove before any long work that ``folder`` can be written to, or made; leave nothing."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.TemporaryFile(dir=existing_folder(folder)):
             pass
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from oss_ext import words
 from oss_ext.checkpoint import Checkpoint, settings_of
 from oss_ext.cli.base import ARGUMENTS, note
+from oss_ext.files import existing_folder
 from oss_ext.machine import configuration
 from oss_ext.models import Model
 from oss_ext.version import __version__
@@ -82,7 +83,7 @@ def resumable(
     if run is None or not keep:
         yield model, []
         return
-    existing = next(parent for parent in (run, *run.absolute().parents) if parent.exists())
+    existing = existing_folder(run)
     free = shutil.disk_usage(existing).free
     if size > free and not resume:
         note(

@@ -101,22 +101,3 @@ def decibels(value: float) -> str:
     if math.isnan(value):
         return DASH
     return signed(f"{value:.2f}")
-
-
-def duration(seconds: float) -> str:
-    """``0.42 s``, ``38 s``, ``4 min 5 s``, ``2 h 10 min``."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(count: int) -> str:
-    """Bytes in MiB or GiB."""
-    mib = count / 2**20
-    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"

@@ -16,13 +16,12 @@ from oss_ext.report.markup import (
     Html,
     code,
     decibels,
-    duration,
     element,
     join,
     plural,
-    size,
 )
 from oss_ext.runs import Contender, Run
+from oss_ext.words import size, span
 
 
 def _render(run: Run) -> Html:
@@ -33,7 +32,7 @@ def _render(run: Run) -> Html:
     facts = {
         "Model": run.model,
         "Teacher": f"{plural(run.teacher_steps, 'step')}, {plural(run.teacher_nfe, 'evaluation')} "
-        f"per sample, {duration(run.teacher_seconds)}",
+        f"per sample, {span(run.teacher_seconds)}",
         "Samples": f"{run.calibration:,} to search, "
         + (f"{run.held_out:,} others to judge" if run.held_out else "none judged"),
         "Search": _costs(run),
@@ -65,7 +64,7 @@ def _costs(run: Run) -> str:
     most = max(c.schedule.search_nfe for c in ours if c.schedule is not None)
     return (
         f"up to {plural(most, 'evaluation')} per sample with the teacher's, "
-        f"{duration(max(c.seconds for c in ours))}"
+        f"{span(max(c.seconds for c in ours))}"
     )
 
 
