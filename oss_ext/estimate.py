@@ -197,7 +197,7 @@ def estimate(
         NonFiniteError: the model returned NaN or inf; the message names time and sample.
     """
     begin, samples = time.perf_counter(), trajectory.samples
-    seen, most = trajectory.first(samples - planned.held), max(budgets)
+    seen, most = trajectory.first(samples - planned.held_out), max(budgets)
     whole = Evaluator(model, samples, max_batch)
     probe = _probe(model, trajectory, lambda it: Evaluator(it, samples, max_batch))
     call, there = probe.seconds, trajectory.held()

@@ -63,7 +63,7 @@ class Plan:
 
     Attributes:
         quality: one of ``QUALITIES``.
-        held: calibration samples that are left out, to check what refinement found.
+        held_out: calibration samples that are left out, to check what refinement found.
         table: of the dynamic programme; 0 where there is none.
         refine: by budget, what its refinement may take.
         coarse: of a search from coarse to fine, at most; 0 where there is none.
@@ -72,7 +72,7 @@ class Plan:
     """
 
     quality: str
-    held: int
+    held_out: int
     table: int
     refine: dict[int, int]
     coarse: int = 0
@@ -162,8 +162,8 @@ def plan(
         for options in ((), (per_step, metric.evaluated))
     )
     split = quality in SHARES and arguments.whole_number("samples", samples) >= LEAST_SPLIT
-    held = int(VALIDATION * samples) if split else 0
-    seen = 1 - held / samples
+    held_out = int(VALIDATION * samples) if split else 0
+    seen = 1 - held_out / samples
     table = 0
     if quality in ("dp", "best"):
         most = max(budgets)
@@ -176,7 +176,7 @@ def plan(
             share = SHARES[quality] * (teacher_steps + paper[k]) - teacher_steps
             spent = math.ceil(seen * own[k]) if table else 0
             refine[k] = max(least[k], int(share) - spent)
-    planned = Plan(quality, held, table, refine)
+    planned = Plan(quality, held_out, table, refine)
     if quality in COARSE and per_step == 1:
         planned = _with_coarse(planned, teacher_steps, budgets, start, least, samples, metric)
     if budget is not None and arguments.whole_number("budget", budget) < planned.nfe:
@@ -190,7 +190,7 @@ def plan(
         total = sum(refine.values())
         share = min(1.0, (budget - needed) / max(total - sum(least.values()), 1))
         refine = {k: least[k] + int(share * (refine[k] - least[k])) for k in refine}
-        planned = Plan(quality, held, table, refine)
+        planned = Plan(quality, held_out, table, refine)
     if metric != XT and not planned.table and not planned.coarse:
         raise ValueError(
             f"metric: expected 'xt' where quality {quality!r} runs no dynamic programme, got "
@@ -242,7 +242,7 @@ def _with_coarse(
     """``planned`` with a part of its refinement spent on a search from coarse to fine."""
     total = sum(planned.refine.values())
     room = total - sum(least.values())
-    how, seen = COARSE[planned.quality], samples - planned.held
+    how, seen = COARSE[planned.quality], samples - planned.held_out
     part = min(seen, max(LEAST_COARSE, math.ceil(how.share * seen)))
     for stride in how.strides:
         if stride > teacher_steps or -(-teacher_steps // stride) < max(budgets):

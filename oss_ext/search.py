@@ -149,7 +149,7 @@ def search(
     begin = time.perf_counter()
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
-    seen = trajectory.first(samples - planned.held)
+    seen = trajectory.first(samples - planned.held_out)
     table, coarse_table = None, None
     with progress_bar("search", (planned.table + planned.coarse) * samples, progress) as bar:
         evaluator = Evaluator(model, seen.samples, max_batch, bar.update)
@@ -195,7 +195,7 @@ def search(
             start=start,
             budget=nfe,
             descents=descents,
-            validation=VALIDATION if planned.held else 0.0,
+            validation=VALIDATION if planned.held_out else 0.0,
             off_grid=off_grid,
             max_batch=max_batch,
             progress=progress,

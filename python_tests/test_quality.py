@@ -87,8 +87,8 @@ def test_a_fast_search_is_coarse_on_half_of_the_samples(
 @pytest.mark.parametrize("samples", [LEAST_SPLIT, 13, 16, 512])
 def test_dynamic_programmes_cost_less_where_samples_are_left_out(samples: int) -> None:
     made, whole = plan("best", 200, [10], samples=samples), plan("best", 200, [10])
-    assert made.held == samples // 4
-    share = (samples - made.held) / samples
+    assert made.held_out == samples // 4
+    share = (samples - made.held_out) / samples
     assert made.table == math.ceil(share * whole.table)
     coarse_cost = coarse.evaluations(200, [10], "free", made.stride)
     assert made.coarse == math.ceil(share * coarse_cost)

@@ -161,8 +161,8 @@ def refine(
     if pinned and any(s.starts_below for s in candidates):
         raise ValueError("start: expected starts that begin at the teacher's last time")
     samples = trajectory.samples
-    held = int(samples * arguments.number("validation", validation))
-    if not 0 <= validation < 1 or (validation > 0 and held < 1):
+    held_out = int(samples * arguments.number("validation", validation))
+    if not 0 <= validation < 1 or (validation > 0 and held_out < 1):
         raise ValueError(
             f"validation: expected a share below 1 that leaves out a sample or more of {samples}, "
             f"or 0, got {validation}"
@@ -173,10 +173,10 @@ def refine(
     needed = run * least_runs(len(by_path), descents)
     if budget is not None and arguments.whole_number("budget", budget) < needed:
         raise ValueError(f"budget: expected {needed} or more, got {budget}")
-    seen, unseen = range(samples - held), range(samples - held, samples)
+    seen, unseen = range(samples - held_out), range(samples - held_out, samples)
     # The checks at the end, and a trial that has begun, must be paid for too.
     # So must what is run again where rows are made finer: the path so far, and its cost.
-    reserved = run * (checked * held + len(seen) * (3 if off_grid else 1))
+    reserved = run * (checked * held_out + len(seen) * (3 if off_grid else 1))
     most = 0 if budget is None else budget * samples
     limit = most - reserved if most else math.inf
     with progress_bar("refine", most, progress, steps=steps) as bar:
