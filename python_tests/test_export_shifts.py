@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("diffusers")
@@ -72,10 +74,16 @@ def cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CASES, "cogview 4", cogview_4)
 
 
+def ones_own(pipe: Any) -> Any:
+    """The same pipeline, of a class that a user derived."""
+    return type("MyPipeline", (type(pipe),), {})(**pipe.components)
+
+
+@pytest.mark.parametrize("kind", [None, ones_own])
 @pytest.mark.parametrize("steps", [STEPS, 3, 50])
-def test_a_shift_by_the_number_of_steps_is_the_searchs(steps: int) -> None:
+def test_a_shift_by_the_number_of_steps_is_the_searchs(kind: Any, steps: int) -> None:
     """Whatever number the pipeline is called with while a schedule is attached."""
-    found = search("flux 2")
+    found = search("flux 2", kind=kind)
     with export.attach(found.schedule, found.pipe):
         assert_close(found.got(num_inference_steps=steps), found.promised())
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from oss_ext.export.diffusers_attach import (
     check_host,
     check_shift,
     first_scale,
+    known_to_call,
     shifts_by_steps,
     told_timesteps,
 )
@@ -203,7 +203,7 @@ def call_arguments(
 
 def _hands_over_both(pipe: Any) -> bool:
     """Whether the pipeline gives its scheduler timesteps beside sigmas; most refuse to."""
-    retrieve = getattr(sys.modules[type(pipe).__module__], "retrieve_timesteps", None)
+    retrieve = known_to_call(pipe, "retrieve_timesteps")
     if retrieve is None:
         return False
     scheduler = copy.deepcopy(original_of(pipe.scheduler))

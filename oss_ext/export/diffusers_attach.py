@@ -7,9 +7,9 @@ solver and orders, and the initial scale of a free start.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -228,7 +228,12 @@ def shifts_by_steps(pipe: Any) -> bool:
 
     What it is for as many as the teacher's is not known when a few are taken.
     """
-    return hasattr(sys.modules[type(pipe).__module__], "compute_empirical_mu")
+    return known_to_call(pipe, "compute_empirical_mu") is not None
+
+
+def known_to_call(pipe: Any, name: str) -> Any:
+    """What ``name`` is to the code of the pipeline's call, a subclass's too; None: nothing."""
+    return getattr(inspect.unwrap(type(pipe).__call__), "__globals__", {}).get(name)
 
 
 def same_weights(name: str) -> str:

@@ -104,13 +104,15 @@ def load_pipeline(
         else:
             pipe.to(target)
     except ERRORS as error:
-        raise ValueError(f"offload: {offload!r} is not possible: {_said(error)}") from None
+        where = f"offload: {offload!r} on {device}" if offload else f"device: {device}"
+        raise ValueError(f"{where} is not possible: {_said(error)}") from None
     return pipe
 
 
 def _said(error: Exception) -> str:
-    """What an error says, and which of the libraries that diffusers asks for are missing."""
-    missing = [name for name in ("accelerate", "peft") if importlib.util.find_spec(name) is None]
+    """What an error says, and, unless it is of files, what diffusers may miss but does not name."""
+    wanted = () if isinstance(error, OSError) else ("accelerate", "peft")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     return one_line(error) + (f" (not installed: {', '.join(missing)})" if missing else "")
 
 
