@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ def make(pipe: Any, call: dict[str, Any]) -> Any:
 
 
 def runs() -> list[threading.Thread]:
+    gc.collect()  # models of other tests, which an error's frames may still hold
     return [thread for thread in threading.enumerate() if thread.name.startswith("oss ")]
 
 
