@@ -175,8 +175,8 @@ def measure(
     rounds: int,
     peak: FmaPeak,
     everything: bool,
-) -> list[Figures]:
-    """All methods on the same inputs."""
+) -> tuple[list[Figures], list[str]]:
+    """All methods on the same inputs; and which failed, and why."""
     device, times = inputs[0].device.type, inputs[3]
     meter = METERS[device]
     size_of_one = 3 * inputs[0].numel() * dtype.itemsize
@@ -188,7 +188,7 @@ def measure(
     sample_0 = (a[:, 0] for a in copies[0])
     truth = true_parents(*sample_0, times, block)
     methods = methods_for(size, device, everything)
-    extra, right = {}, {}
+    extra, right, failed = {}, {}, []
     for name, method in list(methods.items()):
         try:
             if name in (COMPILED, TRITON) or device == "cuda":
@@ -199,7 +199,7 @@ def measure(
         except Exception as error:  # of a compiler or for want of memory: the others go on
             if name == OURS:
                 raise
-            print(f"{name} failed at {size}, {dtype}: {one_line(error)}", flush=True)
+            failed.append(f"- {name} failed at {size}, {dtype}: {one_line(error)}")
             del methods[name]
             continue
         found = outputs[2] if outputs[2].dim() == 1 else outputs[2][:, 0]
@@ -217,7 +217,7 @@ def measure(
                 lambda k, method=method: method(*copies[k % len(copies)], times), brief
             )
             seconds[name].append(taken)
-    return [
+    figures = [
         Figures(
             method=name,
             size=size,
@@ -230,6 +230,7 @@ def measure(
         )
         for name, taken in seconds.items()
     ]
+    return figures, failed
 
 
 def targets(figures: list[Figures], device: str, launch: float) -> list[str]:
@@ -311,16 +312,17 @@ def main() -> None:
     slug = re.sub(r"[^a-z0-9]+", "-", str(facts["gpu" if device == "cuda" else "cpu"]).lower())
     path = Path(__file__).parent / "results" / f"{slug.strip('-')}.md"
     figures: list[Figures] = []
+    failed: list[str] = []
     verdict: list[str] = []
     for size in sizes:
         inputs = trajectory(size, device)
         for dtype in DTYPES:
-            new = measure(size, inputs, dtype, rounds, peak, options.all)
-            figures += new
+            new, without = measure(size, inputs, dtype, rounds, peak, options.all)
+            figures, failed = figures + new, failed + without
             rows = [f.row() for f in new]
-            print("\n".join(rows), flush=True)
+            print("\n".join(rows + without), flush=True)
             lines += rows
-            verdict = ["", "## Targets", "", *targets(figures, device, launch)]
+            verdict = ["", "## Targets", "", *targets(figures, device, launch), *failed]
             if options.save:  # every time: what was measured outlasts what comes after it
                 save(path, lines + verdict, facts, figures)
         del inputs

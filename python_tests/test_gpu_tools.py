@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,3 +108,23 @@ def test_a_proof_that_hangs_is_ended(tool: ModuleType, tmp_path: Path) -> None:
 def test_every_kind_of_proof_must_have_been_run(tool: ModuleType, tmp_path: Path) -> None:
     jobs = [job(tool, "print('1 passed')"), job(tool, "raise SystemExit(5)", "another")]
     assert not tool.side_by_side(jobs, tmp_path / "logs")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("tool", [("bench", "bench_dp_step")], indirect=True)
+def test_an_alternative_that_fails_leaves_the_others_their_figures(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*tensors: object) -> None:
+        raise RuntimeError("no compiler here\nat all")
+
+    methods = {tool.OURS: tool.fused(), "broken": broken}
+    monkeypatch.setattr(tool, "methods_for", lambda *arguments: dict(methods))
+    size = tool.Size(4, 64)
+    inputs = tool.trajectory(size, "cpu")
+    figures, failed = tool.measure(size, inputs, torch.float32, 1, lambda: 1e9, False)
+    assert [(f.method, f.right_parents) for f in figures] == [(tool.OURS, 1.0)]
+    assert failed == ["- broken failed at (4, 64), torch.float32: no compiler here"]
+    monkeypatch.setitem(methods, tool.OURS, broken)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        tool.measure(size, inputs, torch.float32, 1, lambda: 1e9, False)
