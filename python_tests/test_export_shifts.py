@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,17 +91,28 @@ def test_a_shift_by_the_number_of_steps_is_the_searchs(kind: Any, steps: int) ->
 
 def test_arguments_cannot_undo_a_shift_by_the_number_of_steps() -> None:
     found = search("flux 2")
-    with pytest.raises(ExportError, match=r"^Flux2Pipeline shifts by the number of steps .*attach"):
+    message = r"^Flux2Pipeline shifts by the number of steps .*attach"
+    with pytest.raises(ExportError, match=message):
         export.call_arguments(found.schedule, found.pipe, mu=found.model.mu)
+    with pytest.raises(ExportError, match=message):
+        export.arguments(found.schedule, found.pipe.scheduler, mu=found.model.mu)
 
 
 def test_timesteps_are_handed_over_where_they_are_not_made_of_the_sigmas() -> None:
     found = search("cogview 4", start="pinned")
     given = export.call_arguments(found.schedule, found.pipe, mu=found.model.mu)
     assert set(given) == {"sigmas", "timesteps"}
+    assert export.arguments(found.schedule, found.pipe.scheduler, mu=found.model.mu) == given
     assert_close(found.got(num_inference_steps=3, **given), found.promised())
 
 
 def test_others_take_either() -> None:
     found = search("sd3", start="pinned")
     assert set(export.call_arguments(found.schedule, found.pipe)) == {"sigmas"}
+
+
+@pytest.mark.parametrize("name", ["utils", "ConfigMixin", "FluxPipeline", "no such thing"])
+def test_a_model_may_be_called_what_diffusers_calls_something(name: str) -> None:
+    found = search("sd3", start="pinned")
+    schedule = replace(found.schedule, model=name)
+    assert set(export.arguments(schedule, found.pipe.scheduler)) == {"sigmas"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,16 +53,21 @@ def arguments(
         force: also for a schedule of another path or another solver.
 
     Returns:
-        ``{"sigmas": array}`` or ``{"timesteps": list}``, for ``pipe(...)`` or ``set_timesteps``.
+        ``{"sigmas": array}`` or ``{"timesteps": list}``, for ``pipe(...)`` or ``set_timesteps``;
+        both where the pipeline that was searched would tell its network other timesteps.
 
     Raises:
         ExportError: the scheduler takes no schedule, respaces what it is given, would start from
-            scaled noise, ends up with something else or takes other steps; ``attach`` is the way
-            then.
+            scaled noise, ends up with something else or takes other steps, or the pipeline that
+            was searched has another shift for another number of steps; ``attach`` is the way then.
     """
     scheduler = original_of(scheduler)
     host = read_host(scheduler)
     check_host(schedule, host, force)
+    named = getattr(sys.modules.get("diffusers"), schedule.model, None)
+    searched_for = named if isinstance(named, type) else None
+    if searched_for is not None and not force:
+        _check_kind(searched_for)
     _check_configuration(schedule, host, mu)
     check_shift(schedule, host, mu, force)
     takes = inspect.signature(type(scheduler).set_timesteps).parameters
@@ -79,7 +85,17 @@ def arguments(
     _check_result(given, torch.as_tensor(trial.sigmas).double(), sigmas, host)
     if not force:
         _check_steps(schedule, trial)
+    if "sigmas" in given and searched_for is not None:
+        given |= _beside_sigmas(searched_for, schedule, scheduler)
     return given
+
+
+def _check_kind(kind: type) -> None:
+    """``ExportError`` if what the scheduler is told depends on the number of steps."""
+    if shifts_by_steps(kind):
+        raise ExportError(
+            f"{kind.__name__} shifts by the number of steps that it is called with; {ATTACH}"
+        )
 
 
 ATTACH = "use export.attach(schedule, pipe)"
@@ -177,16 +193,11 @@ def call_arguments(
 ) -> dict[str, Any]:
     """``arguments`` for ``pipe(...)``: refused where the pipeline would drop them.
 
-    Returns:
-        As ``arguments``, with both where the pipeline would tell the network other timesteps.
-
     Raises:
-        ExportError: as ``arguments``, or the pipeline takes no such argument, drops it, or has
-            another shift for another number of steps.
+        ExportError: as ``arguments``, or the pipeline takes no such argument, or drops it.
     """
+    _check_kind(type(pipe))
     name = type(pipe).__name__
-    if shifts_by_steps(pipe):
-        raise ExportError(f"{name} shifts by the number of steps that it is called with; {ATTACH}")
     given = arguments(schedule, pipe.scheduler, mu=mu, force=force)
     kind, takes = next(iter(given)), inspect.signature(type(pipe).__call__).parameters
     if kind not in takes:
@@ -194,22 +205,23 @@ def call_arguments(
     drops = pipe.scheduler.config.get("use_flow_sigmas", False)
     if kind == "sigmas" and drops and "use_flow_sigmas" in inspect.getsource(type(pipe).__call__):
         raise ExportError(f"{name} drops sigmas when its scheduler has use_flow_sigmas; {ATTACH}")
-    if kind == "sigmas" and "timesteps" in takes and _hands_over_both(pipe):
-        # Which would else be evenly spaced, whatever the sigmas are (CogView4).
-        host = read_host(original_of(pipe.scheduler))
-        given["timesteps"] = told_timesteps(schedule, host).tolist()
+    if kind == "sigmas":
+        given |= _beside_sigmas(type(pipe), schedule, original_of(pipe.scheduler))
     return given
 
 
-def _hands_over_both(pipe: Any) -> bool:
-    """Whether the pipeline gives its scheduler timesteps beside sigmas; most refuse to."""
-    retrieve = known_to_call(pipe, "retrieve_timesteps")
+def _beside_sigmas(kind: type, schedule: Schedule, scheduler: Any) -> dict[str, Any]:
+    """The timesteps, for pipelines that hand them over beside sigmas (most refuse to): they would
+    else tell the network evenly spaced ones, whatever the sigmas are (CogView4)."""
+    retrieve = known_to_call(kind, "retrieve_timesteps")
     if retrieve is None:
-        return False
-    scheduler = copy.deepcopy(original_of(pipe.scheduler))
+        return {}
+    if not {"sigmas", "timesteps"} <= set(inspect.signature(kind.__call__).parameters):
+        return {}
     shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting", False) else {}
+    trial = copy.deepcopy(scheduler)
     try:
-        retrieve(scheduler, timesteps=[1000.0, 500.0], sigmas=[1.0, 0.5], **shift)
+        retrieve(trial, timesteps=[1000.0, 500.0], sigmas=[1.0, 0.5], **shift)
     except ValueError:
-        return False
-    return True
+        return {}
+    return {"timesteps": told_timesteps(schedule, read_host(scheduler)).tolist()}

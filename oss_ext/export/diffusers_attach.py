@@ -223,17 +223,17 @@ class Scheduled(StandIn):
         return StepOutput((moved.to(sample.dtype),), x - t * v)
 
 
-def shifts_by_steps(pipe: Any) -> bool:
-    """Whether the time shift depends on how many steps the pipeline is called with (FLUX.2).
+def shifts_by_steps(kind: type) -> bool:
+    """Whether the time shift depends on how many steps a pipeline is called with (FLUX.2).
 
     What it is for as many as the teacher's is not known when a few are taken.
     """
-    return known_to_call(pipe, "compute_empirical_mu") is not None
+    return known_to_call(kind, "compute_empirical_mu") is not None
 
 
-def known_to_call(pipe: Any, name: str) -> Any:
-    """What ``name`` is to the code of the pipeline's call, a subclass's too; None: nothing."""
-    return getattr(inspect.unwrap(type(pipe).__call__), "__globals__", {}).get(name)
+def known_to_call(kind: type, name: str) -> Any:
+    """What ``name`` is to the code of a pipeline class's call, derived or not; None: nothing."""
+    return getattr(inspect.unwrap(kind.__call__), "__globals__", {}).get(name)
 
 
 def same_weights(name: str) -> str:
@@ -331,5 +331,5 @@ def attach(
             f"schedule: searched for {schedule.model}, got {name}; force=True goes on"
         )
     made = scheduled(schedule, pipe.scheduler if scheduler is None else scheduler, force=force)
-    made.by_steps = shifts_by_steps(pipe)
+    made.by_steps = shifts_by_steps(type(pipe))
     return Attachment(pipe, made)
