@@ -16,7 +16,7 @@ from oss_ext.evaluate import Score, Unable, compare
 from oss_ext.events import stage
 from oss_ext.models.base import Model, There, to_kept, to_text
 from oss_ext.plan import QUALITIES, check_budgets
-from oss_ext.runs import Contender
+from oss_ext.runs import Contender, contender_name
 from oss_ext.schedule import Schedule
 from oss_ext.search import search
 from oss_ext.trajectory import Trajectory
@@ -92,7 +92,7 @@ def make(
     table_seconds = time.perf_counter() - begin
     contenders, table = [], None
     for budget, name in itertools.product(budgets, names):
-        contender = Contender(f"{name} {budget}", name, budget, None)
+        contender = Contender(contender_name(name, budget), name, budget, None)
         on_method(contender.name)
         leg, begin = model.leg(), time.perf_counter()
         own: Tensor | None = None

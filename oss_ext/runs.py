@@ -241,6 +241,11 @@ def _is(values: Tensor) -> str:
     return f"{values.dtype} {list(values.shape)}"
 
 
+def contender_name(method: str, steps: int | str) -> str:
+    """What a method's schedule of so many steps is called."""
+    return f"{method} {steps}"
+
+
 def file_name(name: str) -> str:
     """The name of a contender or a model as one for a file, without its ending."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "schedule"

@@ -36,7 +36,7 @@ from oss_ext.models import GRIDS, Model, teacher_times
 from oss_ext.models.base import hash_of
 from oss_ext.plan import QUALITIES, check_budgets, plan
 from oss_ext.report import plot_samples
-from oss_ext.runs import Contender, file_name
+from oss_ext.runs import Contender, contender_name, file_name
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import teacher as make_teacher
 from oss_ext.trajectory import Trajectory
@@ -153,8 +153,8 @@ def compare(
             answers, initial, times=times, solver=followed, max_batch=max_batch, progress=not quiet
         )
 
-    beside = {f"{method} {k}" for method in methods or () for k in budgets}
-    beside |= {f"{REFERENCE} {s.steps}" for s in loaded}
+    beside = {contender_name(method, k) for method in methods or () for k in budgets}
+    beside |= {contender_name(REFERENCE, s.steps) for s in loaded}
     entries = _from_files(schedule_files, loaded, amplitude, beside)
     made, searched = contest.Made(()), None
     per_teacher = solvers.evaluations(solvers.get(followed), times.flip(0).tolist())
@@ -193,7 +193,7 @@ def _show(
 ) -> None:
     """The table to the terminal, the picture and the run to their places."""
     whom = against or (REFERENCE if any(c.method == REFERENCE for c in contenders) else None)
-    click.echo(score_table(scores, None if whom is None else f"{whom} {{steps}}"))
+    click.echo(score_table(scores, None if whom is None else contender_name(whom, "{steps}")))
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         rows = {f"teacher {held_out.steps}": held_out.final}
@@ -226,7 +226,7 @@ def _contenders(
     rivals = list(made.contenders)
     known = {c.name for c in rivals}
     for count, own in sorted({(s.steps, s.solver) for s in loaded}):
-        name = f"{REFERENCE} {count}"
+        name = contender_name(REFERENCE, count)
         if name not in known:  # with the solver of one that it stands beside
             known.add(name)
             schedule = replace(uniform(held_out, count), solver=own)

@@ -45,7 +45,7 @@ from oss_ext.models.pipeline import PipelineModel
 from oss_ext.plan import QUALITIES, check_budgets, make_plan
 from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.result import SearchResult
-from oss_ext.runs import Contender, file_name
+from oss_ext.runs import Contender, contender_name, file_name
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS, Schedule
 from oss_ext.scratch import Held
 from oss_ext.search import make_objective
@@ -344,7 +344,7 @@ def _contenders(result: SearchResult, model: str, note: str) -> list[Contender]:
     """The schedules found, with the files they go to."""
     found = []
     for count in result.steps:
-        name = f"{result.plan.quality} {count}"
+        name = contender_name(result.plan.quality, count)
         each = result.objective.scope == "instance" and result.objective.aggregate is None
         schedules = result.schedules(count) if each else [result.schedule(count)]
         for b, schedule in enumerate(schedules):

@@ -205,7 +205,7 @@ def call_arguments(
     drops = pipe.scheduler.config.get("use_flow_sigmas", False)
     if kind == "sigmas" and drops and "use_flow_sigmas" in inspect.getsource(type(pipe).__call__):
         raise ExportError(f"{name} drops sigmas when its scheduler has use_flow_sigmas; {ATTACH}")
-    if kind == "sigmas":
+    if kind == "sigmas" and "timesteps" not in given:  # of a class that diffusers does not have
         given |= _beside_sigmas(type(pipe), schedule, original_of(pipe.scheduler))
     return given
 
