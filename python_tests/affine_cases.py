@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from op_cases import LAYOUTS, Case, Inputs, Runner, draw, euler_terms, poison_memory, same_bits
-from op_truth import assert_within, flat64, rms, score
+from op_truth import assert_within, flat64, rms, score, tolerance
 from oss_ext import ops
 
 Best = tuple[Tensor, Tensor, Tensor]  # cost, parent, order
@@ -204,8 +204,6 @@ class AffineTruth:
         factors = inputs.coefficients.expand(*inputs.coefficients.shape[:4], samples)
         self.cost = x.new_full((len(inputs.terms), rows, rows, samples), torch.inf)
         self.slack = torch.zeros_like(self.cost)
-        double = inputs.target.dtype == torch.float64
-        relative, unit = (1e-12, 2.0**-53) if double else (1e-5, 2.0**-24)
         basis = [flat64(b) for b in inputs.basis]
         sample = torch.arange(samples, device=x.device)
         for o, c in inputs.there.any(dim=(2, 3)).nonzero().tolist():
@@ -216,9 +214,8 @@ class AffineTruth:
                 term = factors[o, r, c][:, :, None] * row
                 value, size = value + term, size + term.abs()
             cost = (value - x).square().mean(dim=-1)
-            d = 4 * unit * rms(size)
             self.cost[o, c + 1] = torch.where(there, cost, torch.inf)
-            self.slack[o, c + 1] = relative * cost + 2 * cost.sqrt() * d + d.square()
+            self.slack[o, c + 1] = tolerance(cost, rms(size), inputs.target.dtype)
 
     def check(self, best: Best) -> None:
         """The winner's own cost, and a score that is the least or cannot be told from it."""

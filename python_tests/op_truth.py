@@ -34,14 +34,15 @@ def true_costs(inputs: Inputs) -> Tensor:
     return torch.where(inputs.live[:, None], cost, torch.inf)
 
 
-def tolerance(inputs: Inputs, cost: Tensor) -> Tensor:
-    """The error model stated at ``oss_ext.ops.dp_step``, for every pair."""
-    double = inputs.state.dtype == torch.float64
-    relative, unit = (1e-12, 2.0**-53) if double else (1e-5, 2.0**-24)
-    z, v, x = (flat64(t).abs() for t in (inputs.state, inputs.velocity, inputs.teacher))
-    size = rms(z + v)[:, None] + rms(x)  # at least rms(|z| + |v| + |x|), without an N x N x D
+def tolerance(cost: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
+    """The error model stated at ``oss_ext.ops.dp_step``; ``size`` is the RMS of all summands.
+
+    Squares underflow in float32 only; there is room for sums of what they lack.
+    """
+    double = dtype == torch.float64
+    relative, unit, lack = (1e-12, 2.0**-53, 0.0) if double else (1e-5, 2.0**-24, 2.0**-120)
     d = 4 * unit * size
-    return relative * cost + 2 * cost.sqrt() * d + d.square()
+    return relative * cost + 2 * cost.sqrt() * d + d.square() + lack
 
 
 def score(cost: Tensor, reduce: str) -> Tensor:
@@ -71,7 +72,9 @@ class Truth:
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
         self.cost = true_costs(inputs)
-        self.slack = tolerance(inputs, self.cost)
+        z, v, x = (flat64(t).abs() for t in (inputs.state, inputs.velocity, inputs.teacher))
+        size = rms(z + v)[:, None] + rms(x)  # at least rms(|z| + |v| + |x|), without N x N x D
+        self.slack = tolerance(self.cost, size, inputs.state.dtype)
 
     def check_costs(self, cost: Tensor) -> None:
         """``cost`` is what ``dp_cost`` must return."""
