@@ -257,6 +257,21 @@ def test_diffusers_needs_the_scheduler(oss: Oss, found: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "other", "said"),
+    [
+        ("--scheduler=.", "comfyui", "--scheduler: expected --to diffusers beside it, got --to c"),
+        ("--mu=0.5", "lightx2v", "--mu: expected --to diffusers beside it, got --to lightx2v"),
+        ("--shift=3", "comfyui", "--shift: expected --to lightx2v beside it, got --to comfyui"),
+        ("--shift=3", "diffusers", "--shift: expected --to lightx2v beside it, got --to diffusers"),
+    ],
+)
+def test_an_option_of_another_host_is_refused(
+    oss: Oss, found: list[str], option: str, other: str, said: str
+) -> None:
+    assert_misused(oss("export", found[0], f"--to={other}", option), said)
+
+
+@pytest.mark.parametrize(
     "config",
     [
         "[1]", '"x"', "{", "{}", '{"_class_name": 5}', "\xff",

@@ -179,6 +179,12 @@ def test_a_shift_is_a_positive_number(shift: Any) -> None:
         export.to(HAND_MADE, "lightx2v", shift=shift)
 
 
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"lightx2v"}))
+def test_a_shift_is_refused_for_a_host_that_applies_none(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^shift: expected 1 for {name}, which applies none, got"):
+        export.to(HAND_MADE, name, shift=3.0)
+
+
 @pytest.mark.parametrize("shift", [1.0, 5.0])
 def test_a_search_on_a_whole_grid_is_exported_exactly(shift: float) -> None:
     grid = whole_grid(torch.linspace(0, 1, 31, dtype=torch.float64), FLOW, shift)

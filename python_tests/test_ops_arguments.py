@@ -280,12 +280,20 @@ def test_a_card_too_old_for_kernels_is_served_by_the_reference(
             assert called == [name] * old
 
 
+@pytest.mark.parametrize("op", schema.SCHEMAS)
+def test_none_in_place_of_an_argument_is_named(backend: Runner, op: str, seed: int) -> None:
+    given = arguments(op, backend.draw(CASE, seed))
+    for name in given.keys() - {"source_mask", "reduce"}:
+        with pytest.raises(RuntimeError, match=f"^{op}: {name}: expected .*, got None$"):
+            getattr(ops, op)(**given | {name: None}, backend=backend.name)
+
+
 @pytest.mark.skipif(not native.available, reason=str(native.why_not))
 @pytest.mark.parametrize("op", [name for name in schema.SCHEMAS if name != "dp_select"])
-def test_none_in_place_of_a_tensor_is_named(op: str, seed: int) -> None:
+def test_kernels_name_none_in_place_of_a_tensor(op: str, seed: int) -> None:
     """torch takes it for one; where it is the only tensor there is no device to run on."""
     given = arguments(op, Runner("reference", "cpu").draw(CASE, seed))
     for name in [name for name, value in given.items() if isinstance(value, torch.Tensor)]:
         if name != "source_mask":  # which may be missing
             with pytest.raises(RuntimeError, match=f"^{op}: {name} must be a tensor, got none"):
-                getattr(ops, op)(**given | {name: None}, backend="native")
+                getattr(torch.ops.oss, op)(**given | {name: None})

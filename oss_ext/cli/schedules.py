@@ -66,6 +66,15 @@ def export_schedule(
     oss export schedules/digits-10.json --to comfyui
     oss export preset:sdxl-ays-10 --to diffusers --scheduler DIR
     """
+    shifting = [name for name, form in export.FORMATS.items() if form.shifts]
+    for option, there, hosts in (
+        ("--scheduler", scheduler_folder is not None, [export.DIFFUSERS]),
+        ("--mu", mu is not None, [export.DIFFUSERS]),
+        ("--shift", shift != 1, shifting),
+    ):
+        if there and host not in hosts:
+            beside = ", ".join(hosts)
+            raise click.UsageError(f"{option}: expected --to {beside} beside it, got --to {host}")
     if out is not None:
         check_writable(out.parent)
     schedule = load_schedule(schedule_file)

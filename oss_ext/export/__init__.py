@@ -47,15 +47,17 @@ def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False
     Args:
         schedule: what was searched.
         name: a format; see ``FORMATS``.
-        shift: that the host applies to what it is given (lightx2v).
+        shift: that the host applies to what it is given (lightx2v; others: 1).
         force: also where the host would not run what was searched.
 
     Raises:
         ExportError: an unknown format, or a schedule that the host would run otherwise.
-        ValueError: a shift that is no positive number.
+        ValueError: a shift that is no positive number, or not 1 for a host that applies none.
     """
     form = get(name)
     shift = arguments_.number("shift", shift, positive=True)
+    if shift != 1 and not form.shifts:
+        raise ValueError(f"shift: expected 1 for {name}, which applies none, got {shift:g}")
     form.check(schedule, force)
     return form.render(schedule, shift)
 

@@ -35,6 +35,7 @@ class Format:
             size than a free start has.
         whole_timesteps: the host takes whole timesteps only; others are rounded, with an error.
         flow_only: the host runs flow models only.
+        shifts: the host shifts what it is given.
         samplers: what it calls those of our solvers that it has. On flow paths that is Euler: what
             hosts of the k-diffusion kind run there under the other names is something else.
     """
@@ -47,6 +48,7 @@ class Format:
     unit_noise: bool = False
     whole_timesteps: bool = False
     flow_only: bool = False
+    shifts: bool = False
     samplers: Mapping[str, str] = field(default_factory=lambda: {"euler": "euler"})
 
     def about(self, solver: str) -> str:

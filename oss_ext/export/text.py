@@ -97,6 +97,7 @@ FORMATS = (
         final_zero=False,
         whole_timesteps=True,
         flow_only=True,
+        shifts=True,
     ),
     Format(
         "sdnext",

@@ -67,6 +67,10 @@ for _name in schema.SCHEMAS:
 
 
 def _call(op: str, backend: str | None, *args: Any, **kwargs: Any) -> Any:
+    for position, value in enumerate(args):
+        if value is None:  # which torch lets through as a tensor
+            missing = getattr(torch.ops.oss, op).default._schema.arguments[position]
+            checks.expect(False, op, missing.name, str(missing.type), "None")
     if backend is None:
         # The dispatcher knows native kernels for every card, also for one that cannot run them.
         first, eager = _first(args), not torch.compiler.is_compiling()
