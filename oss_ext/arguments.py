@@ -53,8 +53,8 @@ def whole_number(name: str, value: Any, least: int = 1, most: int | None = None)
 
 def one_of(name: str, value: Any, known: Collection[str]) -> str:
     """``value``; ``ValueError`` unless it is one of the names ``known``."""
-    if value not in known:
-        raise ValueError(f"{name}: expected one of {known}, got {value!r:.100}")
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r:.100}")
     return value
 
 

@@ -143,8 +143,7 @@ def plan(
             programme and ``LEAST_RUNS`` student runs per number of steps; a metric that no dynamic
             programme would compare by, or none with this solver; a beam that none would keep.
     """
-    if quality not in QUALITIES:
-        raise ValueError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}")
+    arguments.one_of("quality", quality, QUALITIES)
     per_step = solvers.get(solver).evaluations
     dp.check_metric(solver, metric)
     if arguments.whole_number("beam", width) > 1:

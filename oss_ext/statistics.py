@@ -121,8 +121,7 @@ def bootstrap(
     Raises:
         ValueError: an unknown statistic, or as ``statistics_of``.
     """
-    if statistic not in MEASURES:
-        raise ValueError(f"statistic: expected one of {', '.join(MEASURES)}, got {statistic!r}")
+    arguments.one_of("statistic", statistic, MEASURES)
     mse = _errors("mse", mse)
     if len(mse) == 1:
         return None

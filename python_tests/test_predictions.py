@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from driver_cases import each_seed
-from oss_ext.noise import PREDICTIONS, check_prediction, output_of, velocity_of
+from oss_ext.noise import PREDICTIONS, output_of, velocity_of
 from oss_ext.noise.prediction import coefficients
 
 ROWS = 40
@@ -185,14 +185,8 @@ def test_a_refusal_of_eps_says_what_to_use_instead() -> None:
 def test_an_unknown_prediction_lists_the_known_ones(predicts: Any) -> None:
     known = "velocity, reverse_velocity, eps, x0, v, edm"
     one = torch.ones(1).double()
-    for ask in (check_prediction, lambda name: coefficients(name, one, one)):
-        with pytest.raises(ValueError, match=f"^predicts: expected one of {known}, got "):
-            ask(predicts)
-
-
-@each_prediction
-def test_a_known_prediction_is_handed_back(predicts: str) -> None:
-    assert check_prediction(predicts) == predicts
+    with pytest.raises(ValueError, match=f"^predicts: expected one of {known}, got "):
+        coefficients(predicts, one, one)
 
 
 @pytest.mark.parametrize("sigma_data", [0, -0.5, math.nan, "0.5", None])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from oss_ext import arguments
 from oss_ext.models.base import Model, check_output, hash_of
-from oss_ext.noise import FLOW, Path, VEPath, check_prediction, velocity_of
+from oss_ext.noise import FLOW, PREDICTIONS, Path, VEPath, velocity_of
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -135,7 +135,7 @@ def from_callable(
         arguments.whole_number("fixed_batch", fixed_batch)
     if data_range is not None:
         arguments.number("data_range", data_range, positive=True)
-    check_prediction(predicts)
+    arguments.one_of("predicts", predicts, PREDICTIONS)
     if predicts == "edm" and not isinstance(path, VEPath):
         raise ValueError(f"predicts: 'edm' belongs to a VEPath, got {path}")
     sigma_data = arguments.number("sigma_data", sigma_data, positive=True)

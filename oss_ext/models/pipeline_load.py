@@ -79,10 +79,9 @@ def load_pipeline(
         ValueError: diffusers is missing, an unknown option, or what diffusers says of the folder.
     """
     diffusers = import_diffusers()
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if offload is not None and offload not in OFFLOADS:
-        raise ValueError(f"offload: expected one of {', '.join(OFFLOADS)}, got {offload!r}")
+    arguments.one_of("dtype", dtype, DTYPES)
+    if offload is not None:
+        arguments.one_of("offload", offload, OFFLOADS)
     target = arguments.device("device", device)
     cls = diffusers_class(diffusers, kind, "kind") if kind else diffusers.DiffusionPipeline
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oss_ext.noise.base import Path, check_grid, distinct
 from oss_ext.noise.flow import FLOW, FlowPath, flow_grid, shift_of, shifted, unshifted
-from oss_ext.noise.prediction import PREDICTIONS, check_prediction, output_of, velocity_of
+from oss_ext.noise.prediction import PREDICTIONS, output_of, velocity_of
 from oss_ext.noise.ve import VEPath, exponential_grid, karras_grid, sigma_grid
 from oss_ext.noise.vp import VPContinuousPath, VPPath, ddim_grid, ddim_timesteps
 
@@ -26,7 +26,6 @@ __all__ = [
     "VPContinuousPath",
     "VPPath",
     "check_grid",
-    "check_prediction",
     "ddim_grid",
     "ddim_timesteps",
     "distinct",

@@ -63,14 +63,6 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], Coefficients]] = {
 """The coefficients ``(a, b)`` of every prediction by name, from alpha, beta and sigma_data."""
 
 
-def check_prediction(predicts: str) -> str:
-    """``predicts`` if it is known; ``ValueError`` lists those that are."""
-    if predicts not in PREDICTIONS:
-        known = ", ".join(PREDICTIONS)
-        raise ValueError(f"predicts: expected one of {known}, got {predicts!r}")
-    return predicts
-
-
 def coefficients(
     predicts: str, alpha: Tensor, beta: Tensor, sigma_data: float = 0.5
 ) -> Coefficients:
@@ -85,7 +77,7 @@ def coefficients(
         ValueError: an unknown prediction; ``eps`` where alpha is 0, or ``x0`` where beta is 0:
             the output says nothing of the velocity there.
     """
-    check_prediction(predicts)
+    arguments.one_of("predicts", predicts, PREDICTIONS)
     if predicts == "eps" and bool((alpha == 0).any()):
         raise ValueError(
             "predicts: 'eps' gives no velocity at pure noise (alpha = 0); use a path that ends "

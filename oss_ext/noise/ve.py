@@ -33,8 +33,7 @@ class VEPath(Path):
     def __post_init__(self) -> None:
         self._store_float("sigma_min")
         self._store_float("sigma_max", self.sigma_min)
-        if self.clock not in CLOCKS:
-            raise ValueError(f"clock: expected one of {CLOCKS}, got {self.clock!r}")
+        arguments.one_of("clock", self.clock, CLOCKS)
 
     @property
     def span(self) -> tuple[float, float]:

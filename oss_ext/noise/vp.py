@@ -60,8 +60,7 @@ class VPPath(VariancePreserving):
     def __post_init__(self) -> None:
         steps = arguments.whole_number("train_steps", self.train_steps, least=2, most=1_000_000)
         object.__setattr__(self, "train_steps", steps)
-        if self.betas not in BETAS:
-            raise ValueError(f"betas: expected one of {BETAS}, got {self.betas!r}")
+        arguments.one_of("betas", self.betas, BETAS)
         self._store_float("beta_start", 0, 1)
         self._store_float("beta_end", 0, 1)
         arguments.flag("zero_terminal_snr", self.zero_terminal_snr)
@@ -214,8 +213,7 @@ def ddim_timesteps(
     count = path.train_steps
     steps = arguments.whole_number("steps", steps, most=count)
     offset = arguments.whole_number("offset", offset, least=0, most=count)
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing: expected one of {SPACINGS}, got {spacing!r}")
+    arguments.one_of("spacing", spacing, SPACINGS)
     if spacing == "leading":
         return [k * (count // steps) + offset for k in reversed(range(steps))]
     if spacing == "trailing":
@@ -244,8 +242,7 @@ def ddim_grid(
     Raises:
         ValueError: bad arguments, or timesteps that repeat.
     """
-    if final not in FINALS:
-        raise ValueError(f"final: expected one of {FINALS}, got {final!r}")
+    arguments.one_of("final", final, FINALS)
     timesteps = torch.tensor(ddim_timesteps(path, steps, spacing, offset), dtype=torch.float64)
     end = torch.zeros(1, dtype=torch.float64) if final == "clean" else path.knots[:1]
     return check_grid(torch.cat([end, path.flow_times(timesteps.flip(0))]))
