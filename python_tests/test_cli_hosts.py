@@ -55,7 +55,7 @@ def test_a_host_of_whole_timesteps_takes_no_steps_between(oss: Oss) -> None:
 @pytest.mark.parametrize("options", [[], ["--for=comfyui"]])
 def test_a_shift_without_a_host_that_has_one_is_refused(oss: Oss, options: list[str]) -> None:
     outcome = oss("search", *TINY, "--steps=2", "--shift=3", *options)
-    assert_misused(outcome, "--shift: expected --for a host of whole timesteps")
+    assert_misused(outcome, "--shift: expected --for a host that shifts")
 
 
 # --- pipelines ----------------------------------------------------------------------------------
@@ -261,8 +261,8 @@ def test_diffusers_needs_the_scheduler(oss: Oss, found: list[str]) -> None:
     [
         ("--scheduler=.", "comfyui", "--scheduler: expected --to diffusers beside it, got --to c"),
         ("--mu=0.5", "lightx2v", "--mu: expected --to diffusers beside it, got --to lightx2v"),
-        ("--shift=3", "comfyui", "--shift: expected --to lightx2v beside it, got --to comfyui"),
-        ("--shift=3", "diffusers", "--shift: expected --to lightx2v beside it, got --to diffusers"),
+        ("--shift=3", "comfyui", "--shift: expected --to lightx2v, sdnext beside it, got --to c"),
+        ("--shift=3", "diffusers", "--shift: expected --to lightx2v, sdnext beside it, got --to d"),
     ],
 )
 def test_an_option_of_another_host_is_refused(
@@ -293,8 +293,10 @@ def test_presets_are_listed_shown_and_exported_like_files(oss: Oss) -> None:
     shown = oss("show", "preset:sdxl-ays-10", "--plot=ays.png")
     assert "10 steps, ays: not searched" in shown.out
     assert files() == {"ays.png"}
-    text = oss("export", "preset:wan-oss-20", "--to=wan").out
-    assert text.startswith("np.array([1, 0.997, ")
+    text = oss("export", "preset:wan-oss-20", "--to=comfyui").out
+    assert text.startswith("1, 0.997, ")
+    # Published for Euler steps, which Wan's own code does not take.
+    assert_fails(oss("export", "preset:wan-oss-20", "--to=wan"), "this host has dpmpp-2m")
     assert_fails(oss("show", "preset:none"), "unknown preset 'none'; known presets: ")
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,13 @@ def make(times: list[float], path: Path = FLOW, *, free: bool = False) -> Schedu
 
 
 HAND_MADE = make([1.0, 0.8125, 0.375, 0.1, 0.0])
+
+
+def run_by(name: str, schedule: Schedule = HAND_MADE) -> Schedule:
+    """``schedule``, of a solver that the host has."""
+    return replace(schedule, solver=FORMATS[name].solvers(schedule.path)[0])
+
+
 FREE = make([0.9, 0.5, 0.0], free=True)
 VP = make([*SD.flow_times(torch.tensor([980.0, 500.0, 20.0])).tolist(), 0.0], SD)
 FLOW_ONLY = [name for name, form in FORMATS.items() if form.flow_only]
@@ -66,16 +74,17 @@ def numbers_in(text: str) -> list[float]:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_is_written_to_the_letter(name: str) -> None:
-    assert export.to(HAND_MADE, name) == TEXTS[name]
+    assert export.to(run_by(name), name) == TEXTS[name]
 
 
-LISTS = [name for name, form in FORMATS.items() if name != "csv" and not form.whole_timesteps]
+STEPS = ["lightx2v", "sdnext"]  # written as timesteps
+LISTS = [name for name in FORMATS if name not in ("csv", *STEPS)]
 
 
 @pytest.mark.parametrize("name", LISTS)
 @each_seed(2)
 def test_sigmas_come_back_as_the_same_float32(name: str, seed: int) -> None:
-    schedule = make(random_times(seed, 9).flip(0).float().tolist())
+    schedule = run_by(name, make(random_times(seed, 9).flip(0).float().tolist()))
     got = numbers_in(export.to(schedule, name))
     assert FORMATS[name].final_zero is not None
     wanted = schedule.sigmas if FORMATS[name].final_zero else schedule.sigmas[:-1]
@@ -89,7 +98,7 @@ def test_sigmas_come_back_as_the_same_float32(name: str, seed: int) -> None:
 def test_sigmas_of_other_paths_come_back_too(name: str, path: str, seed: int) -> None:
     times = times_on(EXAMPLES[path], seed, 6).flip(0).tolist()
     schedule = make([*times, 0.0] if times[-1] > 0 else times, EXAMPLES[path])
-    got = numbers_in(export.to(schedule, name))
+    got = numbers_in(export.to(schedule, name, force=True))  # wherever it starts
     assert got == pytest.approx(schedule.sigmas, rel=1e-7)  # half a float32
 
 
@@ -116,7 +125,7 @@ def test_a_table_has_every_digit(seed: int) -> None:
 def test_python_hosts_can_run_what_they_are_given() -> None:
     scope = {"torch": torch, "np": np}
     assert eval(export.to(HAND_MADE, "k-diffusion"), scope).dtype == torch.float32
-    assert eval(export.to(HAND_MADE, "wan"), scope).tolist() == [1, 0.8125, 0.375, 0.1]
+    assert eval(export.to(run_by("wan"), "wan"), scope).tolist() == [1, 0.8125, 0.375, 0.1]
     assert json.loads(export.to(HAND_MADE, "forge")) == list(HAND_MADE.sigmas)
 
 
@@ -124,7 +133,11 @@ def test_a_part_of_a_schedule_ends_where_it_ends() -> None:
     """The final value is the end of the last step, whatever it is."""
     first, _ = HAND_MADE.split(at=0.5)
     assert export.to(first, "comfyui") == "1, 0.8125, 0.375"
-    assert export.to(first, "wan") == "np.array([1, 0.8125])"
+    for name in ("wan", *STEPS):  # which end at 0
+        with pytest.raises(
+            ExportError, match=f"^{name}: this host ends every run at 0, but the .*375"
+        ):
+            export.to(run_by(name, first), name)
 
 
 # --- whole timesteps ----------------------------------------------------------------------------
@@ -179,10 +192,28 @@ def test_a_shift_is_a_positive_number(shift: Any) -> None:
         export.to(HAND_MADE, "lightx2v", shift=shift)
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"lightx2v"}))
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {*STEPS}))
 def test_a_shift_is_refused_for_a_host_that_applies_none(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^shift: expected 1 for {name}, which applies none, got"):
-        export.to(HAND_MADE, name, shift=3.0)
+    with pytest.raises(ValueError, match=f"^shift: expected 1 for {name} and a flow path, .*got 3"):
+        export.to(run_by(name), name, shift=3.0)
+
+
+def test_sdnext_shifts_on_flow_paths_alone() -> None:
+    """diffusers' flow schedulers shift the timesteps that they are given as well."""
+    steps = [int(step) for step in export.to(HAND_MADE, "sdnext", shift=3.0).split(", ")]
+    assert steps == json.loads(export.to(HAND_MADE, "lightx2v", shift=3.0))["denoising_step_list"]
+    with pytest.raises(ValueError, match=r"^shift: expected 1 for sdnext and a vp path, .*got 3"):
+        export.to(VP, "sdnext", shift=3.0)
+
+
+def test_diffusers_flow_scheduler_makes_the_schedule_of_sdnexts_steps() -> None:
+    kind = pytest.importorskip("diffusers").FlowMatchEulerDiscreteScheduler
+    grid = whole_grid(torch.linspace(0, 1, 31, dtype=torch.float64), FLOW, 3.0)
+    schedule = make([*grid[[30, 21, 8, 3]].tolist(), 0.0])
+    scheduler = kind(shift=3.0)
+    steps = [int(step) for step in export.to(schedule, "sdnext", shift=3.0).split(", ")]
+    scheduler.set_timesteps(timesteps=steps)
+    torch.testing.assert_close(scheduler.sigmas.double(), torch.tensor(schedule.sigmas).double())
 
 
 @pytest.mark.parametrize("shift", [1.0, 5.0])
@@ -208,11 +239,30 @@ def test_a_free_start_is_refused_by_hosts_that_scale_their_noise(name: str) -> N
         with pytest.raises(ExportError, match=expected):
             export.to(FREE, name)
     text = export.to(FREE, name, force=True)
-    assert text == export.to(make(list(FREE.times)), name)
+    assert text == export.to(make(list(FREE.times)), name, force=True)
 
 
 def test_comfyui_and_its_kin_scale_their_noise() -> None:
     assert set(SCALES) == {"comfyui", "k-diffusion", "forge", "sdcpp"}
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize(
+    ("path", "first", "less"),
+    [(FLOW, 0.9876, "1.3%"), (FLOW, 0.9968, None), (SD, 14.6, None), (SD, 12.0, None),
+     (SD, 4.0, "3.1%"), (VEPath(), 0.5, None)],
+)  # fmt: skip
+def test_a_teacher_of_more_noise_is_refused_by_hosts_that_scale_theirs(
+    name: str, path: Path, first: float, less: str | None
+) -> None:
+    """They start from ``t`` times the noise; VP paths have ``hypot(t, 1 - t)``, flow paths 1."""
+    time = first if path is FLOW else first / (1 + first)
+    schedule = make([time, 0.2, 0.0], path)
+    if less is None:
+        assert export.to(schedule, name)
+        return
+    with pytest.raises(ExportError, match=f"^{name}: this host scales its noise .* {less} less"):
+        export.to(schedule, name)
 
 
 def test_a_free_start_on_a_vp_path_is_refused_by_sdnext() -> None:
@@ -233,7 +283,7 @@ def test_other_paths_are_refused_by_flow_hosts(name: str, path: str) -> None:
         with pytest.raises(ExportError, match=expected):
             export.to(schedule, name)
     elif not FORMATS[name].whole_timesteps:
-        assert export.to(schedule, name)
+        assert export.to(schedule, name, force=name in SCALES)  # wherever it starts
 
 
 def test_wan_and_its_kin_are_flow_hosts() -> None:

@@ -281,6 +281,21 @@ def test_a_free_start_is_refused_by_hosts_of_unit_noise() -> None:
         run(schedule, DPMSolverMultistepScheduler(**SD))
 
 
+def test_other_noise_than_the_teachers_is_refused() -> None:
+    """``trailing`` starts from sigma times the noise, networks of one's own from the path's."""
+    path = VPPath()
+    times = path.flow_times(torch.tensor([20.0, 310.0, 700.0], dtype=torch.float64))
+    schedule = make(torch.cat([torch.zeros(1), times]).double(), [3, 2, 1, 0], path)
+    trailing = EulerDiscreteScheduler(**SD, timestep_spacing="trailing")
+    with pytest.raises(
+        ExportError, match=r"Euler\w+ starts from \d\.\d% less noise than the teacher"
+    ):
+        run(schedule, trailing)
+    assert run(schedule, trailing, force=True)
+    _, used = run(schedule, EulerDiscreteScheduler(**SD, timestep_spacing="leading"))
+    assert_has(used, schedule.sigmas)
+
+
 # --- what takes no schedule ---------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -41,8 +42,11 @@ def test_a_host_without_the_solver_refuses_the_schedule(name: str, solver: str) 
     if FORMATS[name].final_zero is None:
         assert export.to(schedule, name) == export.to(FLOW, name)
         return
+    has = ", ".join(FORMATS[name].solvers(FLOW.path))
+    if solver == has:
+        schedule = replace(FLOW, solver="euler")
     expected = (
-        rf"{name}: the schedule is one of '{solver}', and of our solvers .* has euler for a flow"
+        rf"{name}: the schedule is one of '{schedule.solver}', and of our .* has {has} for a flow"
     )
     with pytest.raises(ExportError, match=expected):
         export.to(schedule, name)
@@ -117,6 +121,35 @@ def test_samplers_of_hosts_step_as_the_solver_that_was_searched(solver: str, see
     sigmas = schedule.sigmas
     got = SAMPLERS[solver](denoised, x * (1 + sigmas[0]), sigmas)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@each_seed(2)
+def test_wans_own_code_steps_as_the_solver_that_was_searched(seed: int) -> None:
+    """Its dpm++, in log SNR of a flow path: the first step, from pure noise, has infinite length,
+    and the last is of order 1."""
+    model = random_mixture(seed)
+    velocity = velocity_of(model, 3)
+    schedule = replace(make([1.0, 0.96, 0.9, 0.75, 0.5, 0.2, 0.0], FLOW.path), solver="dpmpp-2m")
+    x = model.noise(3, seed).double()
+    *_, expected = solvers.integrate(solvers.get("dpmpp-2m"), velocity, x, schedule.times)
+    given: list[float] = eval(export.to(schedule, "wan"), {"np": np}).tolist()
+    told = [int(1000 * sigma) for sigma in given]
+
+    def log_snr(sigma: float) -> float:
+        return (
+            math.log((1 - sigma) / sigma) if 0 < sigma < 1 else math.copysign(math.inf, 0.5 - sigma)
+        )
+
+    old, before = None, 0.0
+    for step, sigma, after in zip(told, given, [*given[1:], 0.0], strict=True):
+        new = x - sigma * velocity(x, step / 1000)
+        length = log_snr(after) - log_snr(sigma)
+        mixed = new
+        if old is not None and after > 0:
+            mixed = new + 0.5 * (new - old) * length / before
+        x = after / sigma * x - (1 - after) * math.expm1(-length) * mixed
+        old, before = new, length
+    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)  # sigmas are float32
 
 
 def test_every_sampler_of_a_host_is_one_of_these() -> None:

@@ -43,7 +43,7 @@ def show(schedule_files: tuple[str, ...], plot: Path | None) -> None:
 @click.option("--to", "host", required=True,
               type=click.Choice([*export.FORMATS, export.DIFFUSERS]), help="Host.")  # fmt: skip
 @click.option("--shift", type=float, default=1.0, show_default=True,
-              help="Shift that the host applies to what it is given (lightx2v).")  # fmt: skip
+              help="Shift that the host applies again (lightx2v, sdnext).")  # fmt: skip
 @click.option("--scheduler", "scheduler_folder", metavar="DIR",
               help="For diffusers: the folder of the pipeline, or of its scheduler.")  # fmt: skip
 @click.option("--mu", type=float,
@@ -93,7 +93,7 @@ def export_schedule(
     else:
         text = export.to(schedule, host, shift=shift, force=force)
         form = export.FORMATS[host]
-        about = form.about(schedule.solver)
+        about = form.about(schedule.solver, shift)
         if form.final_zero is not None:
             about += f"; {'ends with' if form.final_zero else 'without'} the final sigma"
     click.echo(about, err=True)

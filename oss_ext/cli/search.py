@@ -170,8 +170,8 @@ def search(
         find_module(model, metric.module)
     times = teacher_times(model, teacher_steps, grid)
     needs = None if host is None else export.needs(host, model.path)
-    if shift != 1 and (needs is None or not needs.whole_timesteps):
-        raise click.UsageError("--shift: expected --for a host of whole timesteps beside it")
+    if shift != 1 and (needs is None or not needs.shifts):
+        raise click.UsageError("--shift: expected --for a host that shifts this model's timesteps")
     if host is not None and needs is not None:
         if host in export.FORMATS:
             first = float(times[-1]) if needs.pinned else float(times[-2])

@@ -47,7 +47,8 @@ def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False
     Args:
         schedule: what was searched.
         name: a format; see ``FORMATS``.
-        shift: that the host applies to what it is given (lightx2v; others: 1).
+        shift: that the host applies to what it is given: lightx2v, and sdnext on flow paths; 1
+            for others.
         force: also where the host would not run what was searched.
 
     Raises:
@@ -56,8 +57,11 @@ def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False
     """
     form = get(name)
     shift = arguments_.number("shift", shift, positive=True)
-    if shift != 1 and not form.shifts:
-        raise ValueError(f"shift: expected 1 for {name}, which applies none, got {shift:g}")
+    if shift != 1 and not form.shifts_on(schedule.path):
+        kind = schedule.path.name
+        raise ValueError(
+            f"shift: expected 1 for {name} and a {kind} path, where it applies none, got {shift:g}"
+        )
     form.check(schedule, force)
     return form.render(schedule, shift)
 
@@ -65,6 +69,7 @@ def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False
 def needs(name: str, path: Path) -> Needs:
     """What a search for the host called ``name`` must keep to, for a model of ``path``."""
     if name == DIFFUSERS:  # as call arguments; ``attach`` needs nothing
-        return Needs(not isinstance(path, FlowPath), isinstance(path, VPPath), tuple(SOLVERS))
-    form = get(name)
-    return Needs(form.needs_pinned(path), form.whole_timesteps, form.solvers(path))
+        flow, whole = isinstance(path, FlowPath), isinstance(path, VPPath)
+        return Needs(not flow, whole, shifts=False, solvers=tuple(SOLVERS))
+    form, pinned = get(name), get(name).needs_pinned(path)
+    return Needs(pinned, form.whole_timesteps, form.shifts_on(path), form.solvers(path))

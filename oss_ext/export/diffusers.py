@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext.export.base import ExportError
+from oss_ext.export.base import NOISE_APART, ExportError
 from oss_ext.export.diffusers_attach import (
     check_host,
     check_shift,
@@ -69,6 +69,8 @@ def arguments(
     if searched_for is not None and not force:
         _check_kind(searched_for)
     _check_configuration(schedule, host, mu)
+    if searched_for is None and not force:  # pipelines were searched from their own noise
+        _check_noise(schedule, host)
     check_shift(schedule, host, mu, force)
     takes = inspect.signature(type(scheduler).set_timesteps).parameters
     times = torch.tensor(schedule.times, dtype=torch.float64)
@@ -99,6 +101,18 @@ def _check_kind(kind: type) -> None:
 
 
 ATTACH = "use export.attach(schedule, pipe)"
+
+
+def _check_noise(schedule: Schedule, host: Host) -> None:
+    """``ExportError`` if the scheduler starts from other noise than a network of this path."""
+    first = schedule.teacher_times[-1]
+    apart = host.noise_scale(first) / schedule.path.noise_scale(first) - 1
+    if abs(apart) > NOISE_APART:
+        raise ExportError(
+            f"{host.name} starts from {abs(apart):.1%} {'more' if apart > 0 else 'less'} noise "
+            "than the teacher did; expected timestep_spacing='leading', or a teacher that starts at a "
+            "higher sigma"
+        )
 
 
 def _check_configuration(schedule: Schedule, host: Host, mu: float | None) -> None:

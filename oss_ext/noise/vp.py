@@ -14,7 +14,9 @@ from torch import Tensor
 from oss_ext import arguments
 from oss_ext.noise.base import Path, check_grid
 
-BETAS = ("linear", "scaled_linear", "cosine")
+STABLE_DIFFUSION = (0.00085, 0.012)
+BETAS = {"linear": (0.0001, 0.02), "scaled_linear": STABLE_DIFFUSION, "cosine": STABLE_DIFFUSION}
+"""The usual first and last of each recipe; cosine has no use for them."""
 SPACINGS = ("leading", "trailing", "linspace")
 FINALS = ("clean", "first")
 MAX_BETA = 0.999  # the cosine schedule's cap
@@ -42,15 +44,16 @@ class VPPath(VariancePreserving):
     Attributes:
         betas: ``linear``, ``scaled_linear`` (Stable Diffusion; uniform in the square root) or
             ``cosine`` (improved DDPM, capped at 0.999).
-        beta_start, beta_end: of the first two.
+        beta_start, beta_end: of the first two; by default DDPM's 0.0001 and 0.02 where ``linear``,
+            Stable Diffusion's 0.00085 and 0.012 where ``scaled_linear``.
         train_steps: T.
         zero_terminal_snr: rescaled so that the last timestep is pure noise (Lin et al. 2023).
         alphas_cumprod: the T values themselves, falling within [0, 1]; goes before the recipe.
     """
 
     betas: str = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    beta_start: float | None = None
+    beta_end: float | None = None
     train_steps: int = 1000
     zero_terminal_snr: bool = False
     alphas_cumprod: tuple[float, ...] | None = None
@@ -61,8 +64,10 @@ class VPPath(VariancePreserving):
         steps = arguments.whole_number("train_steps", self.train_steps, least=2, most=1_000_000)
         object.__setattr__(self, "train_steps", steps)
         arguments.one_of("betas", self.betas, BETAS)
-        self._store_float("beta_start", 0, 1)
-        self._store_float("beta_end", 0, 1)
+        for name, usual in zip(("beta_start", "beta_end"), BETAS[self.betas], strict=True):
+            if getattr(self, name) is None:  # what is stored and compared is the number
+                object.__setattr__(self, name, usual)
+            self._store_float(name, 0, 1)
         arguments.flag("zero_terminal_snr", self.zero_terminal_snr)
         given = self.alphas_cumprod is not None
         if given:
@@ -105,6 +110,8 @@ class VPPath(VariancePreserving):
             u = torch.arange(count + 1, dtype=torch.float64) / count
             bar = torch.cos((u + 0.008) / 1.008 * (math.pi / 2)) ** 2
             return (1 - bar[1:] / bar[:-1]).clamp(max=MAX_BETA)
+        assert self.beta_start is not None
+        assert self.beta_end is not None
         power = 0.5 if self.betas == "scaled_linear" else 1.0
         ends = self.beta_start**power, self.beta_end**power
         return torch.linspace(*ends, count, dtype=torch.float64) ** (1 / power)
