@@ -394,7 +394,6 @@ def test_what_stands_for_no_path_is_refused(values: Any, message: str) -> None:
 )
 def test_nothing_in_a_file_is_worse_than_a_value_error(name: str, field: str) -> None:
     values = ["x", [], [[1]], {}, {"name": "flow"}, -1, 1e999, math.nan, 10**400]
-    # Which stands for what is usual, or for no table.
     values += [None] if field not in ("alphas_cumprod", "beta_start", "beta_end") else []
     for value in values:
         with pytest.raises(ValueError, match=f"^path: {field}: "):

@@ -110,8 +110,8 @@ def _check_noise(schedule: Schedule, host: Host) -> None:
     if abs(apart) > NOISE_APART:
         raise ExportError(
             f"{host.name} starts from {abs(apart):.1%} {'more' if apart > 0 else 'less'} noise "
-            "than the teacher did; expected timestep_spacing='leading', or a teacher that starts at a "
-            "higher sigma"
+            "than the teacher did; expected timestep_spacing='leading', or a teacher that starts "
+            "at a higher sigma"
         )
 
 

@@ -126,7 +126,8 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A hash of everything that decides the velocities: weights, conditioning, guidance."""
+        """A hash of what decides the velocities, as far as the model can see it: weights, guidance,
+        and of pipelines the conditioning."""
 
     @property
     def setting_up(self) -> bool:

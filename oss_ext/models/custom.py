@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oss_ext import arguments
 from oss_ext.models.base import Model, check_output, hash_of
+from oss_ext.models.custom_identity import Identity
 from oss_ext.noise import FLOW, PREDICTIONS, Path, VEPath, velocity_of
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -33,6 +34,7 @@ class CallableModel(Model):
         self.path, self._predicts, self._sigma_data = path, predicts, sigma_data
         self._unconditional, self._guidance = unconditional, guidance
         self._learned_variance = learned_variance
+        self._identities = [Identity(fn) for fn in (network, unconditional) if fn is not None]
 
     def __call__(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
         alpha, beta = self.path.alpha_beta(t)
@@ -71,10 +73,11 @@ class CallableModel(Model):
         return {name: fn for name, fn in both.items() if isinstance(fn, nn.Module)}
 
     def fingerprint(self) -> str:
-        networks = self.networks().values()
-        weights = [value for network in networks for value in network.state_dict().values()]
         settings = [self.path, self._predicts, self._sigma_data, self._guidance]
-        return hash_of([self.name, self.shape, *settings, *weights])
+        facts = [fact for identity in self._identities for fact in identity.facts]
+        modules = [module for identity in self._identities for module in identity.modules]
+        weights = [value for module in modules for value in module.state_dict().values()]
+        return hash_of([self.name, self.shape, *settings, *facts, *weights])
 
 
 def from_callable(
@@ -114,7 +117,10 @@ def from_callable(
         learned_variance: the output has twice the channels, of which the first half count.
         name, data_range, dtype, device, one_time_per_call, fixed_batch: as ``Model`` has them.
 
-    The fingerprint covers the weights of networks that are ``torch.nn.Module``.
+    The fingerprint covers all weights of networks that are ``torch.nn.Module``. Of a function it
+    covers the modules, numbers and strings that it encloses, has as defaults or finds among the
+    globals of its file; tensors that it holds, conditions for one, it does not: let ``name`` tell
+    models apart where only these differ.
 
     Raises:
         ValueError: a bad name, shape, dtype, device, data range or batch, an unknown prediction,
