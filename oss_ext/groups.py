@@ -77,6 +77,8 @@ def search_groups(
         NonFiniteError: no finite path is left; the message names time and sample.
     """
     arguments.one_of("scope", options.pop("scope", "instance"), ("instance",))
+    if options.pop("dry_run", False):
+        raise ValueError("dry_run: expected none here; estimate_groups says what it takes")
     begin, samples = time.perf_counter(), len(noise)
     first: SearchResult | None = None
     tables: list[dp.Table] = []
@@ -137,6 +139,7 @@ def estimate_groups(
         ValueError: as ``search_groups``.
         NonFiniteError: the model returned NaN or inf; the message names time and sample.
     """
+    arguments.one_of("scope", options.pop("scope", "instance"), ("instance",))
     part, states = next(in_groups(model, noise, group))
     outline = teach(part, states, dry_run=True)
     found = search(part, outline, steps, scope="instance", dry_run=True, **options)

@@ -48,12 +48,13 @@ def configuration(device: str = "cpu") -> dict[str, Any]:
             "instruction set": built.get("cpu_capability", native.why_not),
             "compiler": built.get("compiler"),
         }
+    release = platform.release().split("-")[0]  # after that comes the distribution's own name
     return facts | {
         "backend": ops.serving(device).name,
         "oss_ext": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {release} {platform.machine()}",
     }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from oss_ext import arguments, beam, coarse, dp, solvers
+from oss_ext import arguments, beam, coarse, dp, metrics, solvers
 from oss_ext.metrics import XT, Metric
 
 SHARES = {"fast": 1 / 5, "balanced": 1 / 2, "best": 3.0}
@@ -110,14 +110,14 @@ class Plan:
 def plan(
     quality: str,
     teacher_steps: int,
-    budgets: Sequence[int],
+    budgets: int | Sequence[int],
     start: str = "free",
     *,
     samples: int = 1,
     budget: int | None = None,
     width: int = 1,
     solver: str = "euler",
-    metric: Metric = XT,
+    metric: Metric | str = XT,
 ) -> Plan:
     """The plan of ``search(quality=...)``.
 
@@ -139,11 +139,15 @@ def plan(
         metric: of dynamic programmes; one that evaluates candidates makes them cost more.
 
     Raises:
-        ValueError: an unknown quality or solver; a budget that does not pay for the dynamic
-            programme and ``LEAST_RUNS`` student runs per number of steps; a metric that no dynamic
-            programme would compare by, or none with this solver; a beam that none would keep.
+        ValueError: an unknown quality or solver; steps that the teacher does not have; a budget
+            that does not pay for the dynamic programme and ``LEAST_RUNS`` student runs per number
+            of steps; a metric that no dynamic programme would compare by, or none with this solver;
+            a beam that none would keep.
     """
     arguments.one_of("quality", quality, QUALITIES)
+    arguments.whole_number("teacher_steps", teacher_steps)
+    budgets = check_budgets(budgets, teacher_steps)
+    metric = metrics.get(metric)
     per_step = solvers.get(solver).evaluations
     dp.check_metric(solver, metric)
     if arguments.whole_number("beam", width) > 1:
@@ -200,7 +204,7 @@ def plan(
 
 def check_budgets(steps: int | Sequence[int], teacher_steps: int) -> list[int]:
     """The budgets asked for, ascending; ``ValueError`` unless each is 1 to ``teacher_steps``."""
-    budgets = list(steps) if isinstance(steps, Sequence) else [steps]
+    budgets = list(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else [steps]
     if not budgets:
         raise ValueError(f"steps: expected one whole number or more, got {steps!r}")
     return sorted({arguments.whole_number("steps", k, most=teacher_steps) for k in budgets})

@@ -101,7 +101,7 @@ class Schedule:
             ``exhaustive``, or a baseline's name.
         objective: what the search minimised; None for a schedule that was not searched.
         cost: mean squared error of the final state on the calibration samples, per element.
-        samples: number of calibration samples.
+        samples: how many ``cost`` is the mean of; not those that a search kept to check itself.
         search_nfe: model evaluations of teacher and search per calibration sample.
         package_version: version of oss_ext that made it.
         amplitude: the teacher's quantiles at every step, if they were measured (``calibrate``);

@@ -49,6 +49,10 @@ OTHERS: dict[str, tuple[str, Callable[[], object]]] = {
     "calibrate by all": (
         "teacher: expected a Trajectory", lambda: oss.calibrate([TEACHER, NONE], SCHEDULE)
     ),
+    "export": ("schedule: expected a Schedule", lambda: oss.export.to(NONE, "text")),
+    "export.attach": ("schedule: expected a Schedule", lambda: oss.export.attach(NONE, NONE)),
+    "export.arguments": ("schedule: expected a Schedule", lambda: oss.export.arguments(NONE, NONE)),
+    "models.load": ("name: expected a str", lambda: oss.models.load(NONE)),
 }  # fmt: skip
 
 
@@ -67,3 +71,34 @@ def test_another_kind_of_argument(told: str, call: Callable[[], object]) -> None
 def test_searches_in_groups_have_one_scope() -> None:
     with pytest.raises(ValueError, match="scope: expected one of"):
         oss.search_groups(MODEL, NOISE, 2, scope="joint")
+    with pytest.raises(ValueError, match="scope: expected one of"):
+        oss.estimate_groups(MODEL, NOISE, 2, scope="joint")
+    with pytest.raises(ValueError, match="dry_run: expected none here; estimate_groups"):
+        oss.search_groups(MODEL, NOISE, 2, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ((0, [2]), "teacher_steps: expected at least 1, got 0"),
+        ((8, [9]), "steps: expected 1 to 8, got 9"),
+        ((8, "9"), "steps: expected a whole number, 1 to 8, got '9'"),
+        ((8, NONE), "steps: expected a whole number, 1 to 8, got None"),
+        ((8, []), "steps: expected one whole number or more"),
+    ],
+)
+def test_a_plan_is_of_steps_that_the_teacher_has(given: tuple[Any, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{told}"):
+        oss.plan("fast", *given)
+
+
+def test_a_metric_may_be_named_in_a_plan() -> None:
+    assert oss.plan("dp", 8, [2], metric="x0") == oss.plan("dp", 8, 2, metric=oss.metrics.get("x0"))
+
+
+@pytest.mark.parametrize("bad", [NONE, 3, "net"])
+def test_a_network_is_something_to_call(bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"^network: expected a network\(x, t, sample\), got"):
+        oss.models.from_callable(bad, (3,))
+    with pytest.raises(ValueError, match=r"^scheduler: \w+ is not known"):
+        oss.export.arguments(SCHEDULE, bad)

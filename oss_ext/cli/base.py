@@ -152,7 +152,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         "model_name",
         metavar="NAME|FILE.py:FUNCTION",
         help="Model, see `oss models`, or a function of yours that returns one. "
-        f"[default: SCHEDULE's own, or {DEFAULT_MODEL}]",
+        f"[default: that of SCHEDULE, where one is given, or {DEFAULT_MODEL}]",
     )
     @click.option(
         "--set",

@@ -36,11 +36,12 @@ FORMATS: dict[str, Format] = {form.name: form for form in TEXTS}
 
 def get(name: str) -> Format:
     """The format called ``name``; ``ExportError`` lists the known ones."""
-    if name not in FORMATS:
+    if name not in tuple(FORMATS):
         raise ExportError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
+@arguments_.takes(schedule=Schedule)
 def to(schedule: Schedule, name: str, *, shift: float = 1.0, force: bool = False) -> str:
     """The text that the host called ``name`` takes; none of them calibrates amplitudes.
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oss_ext.arguments import takes
 from oss_ext.export.base import NOISE_APART, ExportError
 from oss_ext.export.diffusers_attach import (
     check_host,
@@ -38,6 +39,7 @@ SIGMA_TOLERANCE = 1e-5
 """
 
 
+@takes(schedule=Schedule)
 def arguments(
     schedule: Schedule, scheduler: Any, *, mu: float | None = None, force: bool = False
 ) -> dict[str, Any]:
@@ -72,17 +74,17 @@ def arguments(
     if searched_for is None and not force:  # pipelines were searched from their own noise
         _check_noise(schedule, host)
     check_shift(schedule, host, mu, force)
-    takes = inspect.signature(type(scheduler).set_timesteps).parameters
+    known = inspect.signature(type(scheduler).set_timesteps).parameters
     times = torch.tensor(schedule.times, dtype=torch.float64)
     sigmas = host.sigmas(times)
-    if "sigmas" in takes and (host.state == "flow" or host.state == "ve"):
+    if "sigmas" in known and (host.state == "flow" or host.state == "ve"):
         given: dict[str, Any] = {"sigmas": _before_shift(host, sigmas, mu)}
-    elif "timesteps" in takes and host.state != "flow":
+    elif "timesteps" in known and host.state != "flow":
         given = {"timesteps": [int(t) for t in host.timesteps(times[:-1]).round().tolist()]}
     else:
         raise ExportError(f"{host.name} takes no schedule; {ATTACH}")
     trial = copy.deepcopy(scheduler)
-    shift = {"mu": mu} if mu is not None and "mu" in takes else {}
+    shift = {"mu": mu} if mu is not None and "mu" in known else {}
     trial.set_timesteps(**given, **shift)
     _check_result(given, torch.as_tensor(trial.sigmas).double(), sigmas, host)
     if not force:
@@ -202,6 +204,7 @@ def _check_steps(schedule: Schedule, trial: Any) -> None:
     raise ExportError(f"{what}; or {ATTACH}")
 
 
+@takes(schedule=Schedule)
 def call_arguments(
     schedule: Schedule, pipe: Any, *, mu: float | None = None, force: bool = False
 ) -> dict[str, Any]:
@@ -213,8 +216,8 @@ def call_arguments(
     _check_kind(type(pipe))
     name = type(pipe).__name__
     given = arguments(schedule, pipe.scheduler, mu=mu, force=force)
-    kind, takes = next(iter(given)), inspect.signature(type(pipe).__call__).parameters
-    if kind not in takes:
+    kind = next(iter(given))
+    if kind not in inspect.signature(type(pipe).__call__).parameters:
         raise ExportError(f"{name} takes no {kind}; {ATTACH}")
     drops = pipe.scheduler.config.get("use_flow_sigmas", False)
     if kind == "sigmas" and drops and "use_flow_sigmas" in inspect.getsource(type(pipe).__call__):

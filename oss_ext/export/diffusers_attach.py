@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from oss_ext.arguments import takes
 from oss_ext.export.base import ExportError
 from oss_ext.hosts import (
     Host,
@@ -71,7 +72,7 @@ def check_shift(
         return
     raise ExportError(
         f"schedule: searched at a time shift of {ours:.4g}, but {host.name} is at {theirs:.4g} "
-        "here (resolution or configuration); force=True goes on"
+        "here (resolution or configuration); force=True (--force) goes on"
     )
 
 
@@ -270,6 +271,7 @@ class Attachment:
         self.detach()
 
 
+@takes(schedule=Schedule)
 def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any:
     """A copy of ``scheduler`` that takes the steps of ``schedule`` and nothing else.
 
@@ -301,6 +303,7 @@ def scheduled(schedule: Schedule, scheduler: Any, *, force: bool = False) -> Any
     return made
 
 
+@takes(schedule=Schedule)
 def attach(
     schedule: Schedule, pipe: Any, *, scheduler: Any = None, force: bool = False
 ) -> Attachment:
@@ -328,7 +331,7 @@ def attach(
     known = schedule.model.endswith("Pipeline")
     if known and same_weights(schedule.model) != same_weights(name) and not force:
         raise ExportError(
-            f"schedule: searched for {schedule.model}, got {name}; force=True goes on"
+            f"schedule: searched for {schedule.model}, got {name}; force=True (--force) goes on"
         )
     made = scheduled(schedule, pipe.scheduler if scheduler is None else scheduler, force=force)
     made.by_steps = shifts_by_steps(type(pipe))

@@ -66,7 +66,7 @@ def stand_in(mixin: type[StandIn], scheduler: Any) -> Any:
 
 def original_of(scheduler: Any) -> Any:
     """What ``scheduler`` stands in for, or itself."""
-    return vars(scheduler).get("_original", scheduler)
+    return getattr(scheduler, "__dict__", {}).get("_original", scheduler)
 
 
 def _signed_as(function: Any, like: Any) -> Any:

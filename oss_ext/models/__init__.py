@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from oss_ext import arguments
 from oss_ext.models import analytic, digits, files
 from oss_ext.models.base import Model
 from oss_ext.models.custom import from_callable
@@ -40,6 +41,7 @@ def load(name: str, **options: Any) -> Model:
         ValueError: an unknown name (the message lists the known ones), a bad option, an error in
             your file or a function there that does not return a ``Model``.
     """
+    arguments.of_type("name", name, str)
     if name in MODELS:
         make = MODELS[name]
     elif files.is_file(name):

@@ -123,9 +123,14 @@ def from_callable(
     models apart where only these differ.
 
     Raises:
-        ValueError: a bad name, shape, dtype, device, data range or batch, an unknown prediction,
-            guidance without ``unconditional``, ``edm`` on a path that is not VE.
+        ValueError: what cannot be called; a bad name, shape, dtype, device, data range or batch, an
+            unknown prediction, guidance without ``unconditional``, ``edm`` off VE paths.
     """
+    called: dict[str, object] = {"network": network}
+    called |= {} if unconditional is None else {"unconditional": unconditional}
+    for role, given in called.items():
+        if not callable(given):
+            raise ValueError(f"{role}: expected a network(x, t, sample), got {given!r:.100}")
     path = FLOW if path is None else path
     if not isinstance(path, Path):
         raise ValueError(f"path: expected a path of oss_ext.noise, got {path!r}")
