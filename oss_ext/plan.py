@@ -204,7 +204,7 @@ def plan(
 
 def check_budgets(steps: int | Sequence[int], teacher_steps: int) -> list[int]:
     """The budgets asked for, ascending; ``ValueError`` unless each is 1 to ``teacher_steps``."""
-    budgets = list(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else [steps]
+    budgets = list(steps) if isinstance(steps, Sequence) else [steps]
     if not budgets:
         raise ValueError(f"steps: expected one whole number or more, got {steps!r}")
     return sorted({arguments.whole_number("steps", k, most=teacher_steps) for k in budgets})
