@@ -27,7 +27,9 @@
 // range) are checked where the tensors are in host memory.
 #pragma once
 
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 #include <optional>
@@ -49,6 +51,18 @@ template <class... Args>
   std::ostringstream message;
   (message << ... << args);
   throw std::runtime_error(message.str());
+}
+
+// A string as the dispatcher hands it over, which is ours to delete. torch's own conversion leaves a
+// copy behind in every call (2.11 to 2.13).
+inline std::string take(StringHandle handle) {
+  size_t length = 0;
+  const char* data = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+  std::string text(data, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return text;
 }
 
 inline std::string name_of(ScalarType type) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,8 @@ def progress_bar(
     Its bar is silent unless ``show`` and on a terminal; those who follow are told in any case,
     with what ``facts`` say of it.
     """
-    silent = None if show else True  # None lets tqdm ask whether stderr is a terminal
+    # None lets tqdm ask whether stderr is a terminal; programs without a console have none.
+    silent = None if show and sys.stderr is not None else True
     with (
         tqdm(total=total or None, desc=description, unit=unit, disable=silent, leave=False) as bar,
         stage(description, total or None, unit, bar.update, **facts) as work,

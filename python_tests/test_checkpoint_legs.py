@@ -289,6 +289,34 @@ def test_answers_of_a_network_in_16_bits_take_16_bits(dtype: torch.dtype, tmp_pa
     assert run(exact) > 1.9 * run(rounded) > 1.9 * 2 * 2 * 4 * 5000
 
 
+@pytest.mark.parametrize("last", [0, 5, 30])
+def test_a_run_that_ended_by_lack_of_memory_asks_again(tmp_path: Path, last: int) -> None:
+    """A model of fixed batches cannot be asked for fewer rows; another time there may be memory."""
+
+    class Full(Dies):
+        def answers(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+            try:
+                yield from super().answers(requests)
+            except Crash:
+                raise torch.OutOfMemoryError("CUDA out of memory") from None
+
+    def run(model: Model) -> str:
+        teacher = oss.teacher(model, model.noise(2, 3), steps=12)
+        return oss.search(model, teacher, 4).schedule(4).to_json()
+
+    mixture = random_mixture(1, torch.float32)
+    mixture.fixed_batch = 2
+    counted = Dies(mixture)
+    expected = run(counted)
+    with pytest.raises(torch.OutOfMemoryError), Checkpoint(tmp_path / "c", {}) as checkpoint:
+        run(checkpoint.recorded(Full(mixture, last)))
+    again = Dies(mixture)
+    with Checkpoint(tmp_path / "c", {}, resume=True) as checkpoint:
+        assert run(checkpoint.recorded(again)) == expected
+        assert not checkpoint.notes
+    assert again.calls == counted.calls - last
+
+
 @pytest.mark.filterwarnings("ignore:model .* ran out of memory:RuntimeWarning")
 def test_rows_that_there_was_memory_for_are_known_after_a_leg(tmp_path: Path) -> None:
     class Small(Dies):

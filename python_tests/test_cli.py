@@ -61,7 +61,9 @@ def test_an_instance_search_writes_a_schedule_per_sample(oss: Oss) -> None:
 
 def test_the_same_search_writes_the_same_schedules(oss: Oss, found: list[str]) -> None:
     before = [Path(file).read_bytes() for file in found]
-    assert oss("search", *TINY, "--steps=2,3").code == 0
+    outcome = oss("search", *TINY, "--steps=2,3")
+    assert outcome.code == 0
+    assert "note: schedules holds an earlier run; its schedules of the same" in outcome.err
     assert [Path(file).read_bytes() for file in found] == before
     assert oss("search", *TINY, "--steps=2,3", "--seed=1").code == 0
     assert [Path(file).read_bytes() for file in found] != before

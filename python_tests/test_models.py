@@ -323,3 +323,27 @@ def test_times_of_a_teacher_are_the_models_own_or_those_of_a_grid() -> None:
     assert torch.equal(models.teacher_times(model, 9, "edm"), karras_grid(9))
     with pytest.raises(ValueError, match=r"^grid: expected one of .*own.*, got 'none'"):
         models.teacher_times(model, 9, "none")
+
+
+# --- what a process has set for itself ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["analytic", "digits", "lambda"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_are_the_same_whatever_the_default_dtype_is(name: str, dtype: torch.dtype) -> None:
+    def answers() -> tuple[str, Tensor, Tensor]:
+        own = models.from_callable(lambda x, t, sample: 0.5 * x, (3, 2))
+        model = own if name == "lambda" else models.load(name)
+        x = model.noise(2, 5)
+        v = model(x, torch.full((2,), 0.5, dtype=torch.float64), torch.arange(2))
+        return model.fingerprint(), x, v
+
+    expected = answers()
+    torch.set_default_dtype(dtype)
+    try:
+        hash_, x, v = answers()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert hash_ == expected[0]
+    assert torch.equal(x, expected[1])
+    assert torch.equal(v, expected[2])

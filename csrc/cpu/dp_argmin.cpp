@@ -56,11 +56,12 @@ void check_values(const Checker& check, const Problem& p, const std::vector<Tens
 void dp_argmin_(const std::vector<Tensor>& basis, const Tensor& index, const Tensor& coefficients,
                 const std::vector<int64_t>& terms, int64_t first_source, const Tensor& target,
                 const Tensor& best_cost, const Tensor& best_parent, const Tensor& best_order,
-                const std::optional<Tensor>& source_mask, const std::string& reduce) {
+                const std::optional<Tensor>& source_mask, StringHandle reduce) {
+  const std::string how = take(reduce);
   const AffineChecker check("dp_argmin_", index);
   const Reduction reduction =
       check.argmin(basis, index, coefficients, terms, first_source, target, best_cost, best_parent,
-                   best_order, source_mask, reduce);
+                   best_order, source_mask, how);
   Problem p = make_problem(check, basis);
   p.last = target.size(0) - 1;
   p.target = view_rows(check, "target", target);

@@ -54,11 +54,12 @@ Problem make_problem(const Checker& check, const Tensor& state, const char* velo
 std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& velocity,
                                            const Tensor& teacher, const Tensor& times,
                                            const std::optional<Tensor>& source_mask,
-                                           const std::string& reduce) {
+                                           StringHandle reduce) {
+  const std::string how = take(reduce);
   const Checker check("dp_step", state);
   check.step(state, velocity, teacher, times, source_mask);
   Problem p = make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
-  p.reduce = check.reduction(reduce);
+  p.reduce = check.reduction(how);
 
   Tensor next = allocate_rows(check, state, state.size(0), kInPlace);
   const Tensor3 to = view_rows(check, "next_state", next);
@@ -104,11 +105,12 @@ Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teache
   return out;
 }
 
-std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& reduce) {
+std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, StringHandle reduce) {
+  const std::string how = take(reduce);
   const Checker check("dp_select", cost);
   check.costs(cost);
   const Best best = select(cost.const_data_ptr<double>(), cost.strides().data(), cost.size(0),
-                           cost.size(2), check.reduction(reduce));
+                           cost.size(2), check.reduction(how));
   Tensor best_cost =
       allocate(check, cost, {best.targets(), best.samples}, ScalarType::Double, kNoPairs);
   Tensor parent =
@@ -142,10 +144,11 @@ Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& tim
 void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_source,
                     const Tensor& teacher, const Tensor& times, const Tensor& best_cost,
                     const Tensor& best_parent, const std::optional<Tensor>& source_mask,
-                    const std::string& reduce) {
+                    StringHandle reduce) {
+  const std::string how = take(reduce);
   const Checker check("dp_accumulate_", state);
   const Reduction reduction = check.accumulate(state, velocity, first_source, teacher, times,
-                                               best_cost, best_parent, source_mask, reduce);
+                                               best_cost, best_parent, source_mask, how);
   const int64_t rows = state.size(0);
   Problem p = make_problem(check, state, "velocity_chunk", velocity, teacher, times, source_mask,
                            first_source);

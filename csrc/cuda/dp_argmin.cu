@@ -35,11 +35,12 @@ int64_t elements_of(const Tensor& tensor) {
 void dp_argmin_(const std::vector<Tensor>& basis, const Tensor& index, const Tensor& coefficients,
                 const std::vector<int64_t>& terms, int64_t first_source, const Tensor& target,
                 const Tensor& best_cost, const Tensor& best_parent, const Tensor& best_order,
-                const std::optional<Tensor>& source_mask, const std::string& reduce) {
+                const std::optional<Tensor>& source_mask, StringHandle reduce) {
+  const std::string how = take(reduce);
   const AffineChecker check("dp_argmin_", index);
   Problem<AffineTerms> p{};
   p.reduce = check.argmin(basis, index, coefficients, terms, first_source, target, best_cost,
-                          best_parent, best_order, source_mask, reduce);
+                          best_parent, best_order, source_mask, how);
   p.steps = target.size(0) - 1;
   p.samples = target.size(1);
   p.elements = elements_of(target);

@@ -36,12 +36,13 @@ Problem<EulerSteps> make_problem(const Checker& check, const Tensor& state,
 std::tuple<Tensor, Tensor, Tensor> dp_step(const Tensor& state, const Tensor& velocity,
                                            const Tensor& teacher, const Tensor& times,
                                            const std::optional<Tensor>& source_mask,
-                                           const std::string& reduce) {
+                                           StringHandle reduce) {
+  const std::string how = take(reduce);
   const Checker check("dp_step", state);
   check.step(state, velocity, teacher, times, source_mask);
   Problem<EulerSteps> p =
       make_problem(check, state, "velocity", velocity, teacher, times, source_mask, 0);
-  p.reduce = check.reduction(reduce);
+  p.reduce = check.reduction(how);
 
   Gpu gpu(check, state, kInPlace);
   const std::vector<int64_t> sizes(state.sizes().begin(), state.sizes().end());
@@ -67,12 +68,13 @@ Tensor dp_cost(const Tensor& state, const Tensor& velocity, const Tensor& teache
   return out;
 }
 
-std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, const std::string& reduce) {
+std::tuple<Tensor, Tensor> dp_select(const Tensor& cost, StringHandle reduce) {
+  const std::string how = take(reduce);
   const Checker check("dp_select", cost);
   check.costs(cost);
   const OfferedCosts costs{
       cost.const_data_ptr<double>(), cost.stride(0), cost.stride(1), cost.stride(2), cost.size(2),
-      check.reduction(reduce)};
+      check.reduction(how)};
   Gpu gpu(check, cost, kNoPairs);
   Tensor best = gpu.make({cost.size(0), cost.size(2)}, ScalarType::Double);
   Tensor parent = gpu.make({cost.size(0), costs.reduce == Reduction::none ? cost.size(2) : 1},
@@ -99,10 +101,11 @@ Tensor dp_advance(const Tensor& state, const Tensor& velocity, const Tensor& tim
 void dp_accumulate_(const Tensor& state, const Tensor& velocity, int64_t first_source,
                     const Tensor& teacher, const Tensor& times, const Tensor& best_cost,
                     const Tensor& best_parent, const std::optional<Tensor>& source_mask,
-                    const std::string& reduce) {
+                    StringHandle reduce) {
+  const std::string how = take(reduce);
   const Checker check("dp_accumulate_", state);
   const Reduction reduction = check.accumulate(state, velocity, first_source, teacher, times,
-                                               best_cost, best_parent, source_mask, reduce);
+                                               best_cost, best_parent, source_mask, how);
   Problem<EulerSteps> p = make_problem(check, state, "velocity_chunk", velocity, teacher, times,
                                        source_mask, first_source);
   p.reduce = reduction;

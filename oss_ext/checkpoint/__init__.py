@@ -38,6 +38,7 @@ from oss_ext.checkpoint.base import (
     MAGIC,
     BrokenError,
     CheckpointError,
+    at_end,
     read_record,
     write_record,
 )
@@ -166,6 +167,8 @@ class Checkpoint:
         assert self._file is not None
         place = self._file.tell()
         found = self._next()
+        if found is not None and found[1] is None and at_end(self._file):
+            found = None  # what the run ended by; there may be memory now
         if found is not None and found[0] == request:
             self.taken, self.kept = self.taken + 1, self.kept + 1
             if found[1] is None:

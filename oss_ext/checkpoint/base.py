@@ -53,6 +53,14 @@ def write_record(file: io.FileIO, words: Mapping[str, str], tensors: Mapping[str
     _write(file, payload)
 
 
+def at_end(file: io.FileIO) -> bool:
+    """Whether there is nothing after the place where ``file`` is, and stays."""
+    place = file.tell()
+    following = file.read(1)
+    file.seek(place)
+    return not following
+
+
 def read_record(file: io.FileIO) -> Record | None:
     """The record at the file's place; None at the end of it.
 

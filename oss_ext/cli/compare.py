@@ -177,10 +177,11 @@ def compare(
         scores = contest.judge(
             answers, held_out, contenders, max_batch=max_batch, progress=not quiet
         )
-        _show(model, searched, held_out, made, contenders, scores, against, picture, out)
+        said = _write(model, searched, held_out, made, contenders, scores, against, picture, out)
+    click.echo(said)  # once everything is written: whoever reads this may have gone
 
 
-def _show(
+def _write(
     model: Model,
     searched: Trajectory | None,
     held_out: Trajectory,
@@ -190,15 +191,15 @@ def _show(
     against: str | None,
     picture: Path | None,
     out: Path | None,
-) -> None:
-    """The table to the terminal, the picture and the run to their places."""
+) -> str:
+    """The picture and the run to their places; gives what is to be said: the table, and which."""
     whom = against or (REFERENCE if any(c.method == REFERENCE for c in contenders) else None)
-    click.echo(score_table(scores, None if whom is None else contender_name(whom, "{steps}")))
+    said = [score_table(scores, None if whom is None else contender_name(whom, "{steps}"))]
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         rows = {f"teacher {held_out.steps}": held_out.final}
         plot_samples(rows | {s.name: s.images for s in scores if isinstance(s, Score)}, picture)
-        click.echo(f"wrote {picture}")
+        said.append(f"wrote {picture}")
     if out is not None:
         judged = [s for s in scores if isinstance(s, Score)]
         nothing = torch.full((held_out.samples,), torch.nan, dtype=torch.float64)
@@ -216,7 +217,8 @@ def _show(
             table=made.table,
             spread=made.spread,
         ).save(out)
-        click.echo(f"wrote {out}; `oss report {shlex.quote(str(out))}` makes a page of it")
+        said.append(f"wrote {out}; `oss report {shlex.quote(str(out))}` makes a page of it")
+    return "\n".join(said)
 
 
 def _contenders(

@@ -45,7 +45,7 @@ from oss_ext.models.pipeline import PipelineModel
 from oss_ext.plan import QUALITIES, check_budgets, make_plan
 from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.result import SearchResult
-from oss_ext.runs import Contender, contender_name, file_name
+from oss_ext.runs import RUN, Contender, contender_name, file_name
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS, Schedule
 from oss_ext.scratch import Held
 from oss_ext.search import make_objective
@@ -248,6 +248,8 @@ def search(
         checkpoint = [Held("checkpoint", kept, out)] * keep
         click.echo(replace(taken, kept=tuple(checkpoint)))
         return
+    if (out / RUN).exists():
+        note(f"{out} holds an earlier run; its schedules of the same names will be replaced")
     options["progress"] = not quiet
     with resumable(model, out, resume=resume is not None, keep=keep, size=kept) as (answers, notes):
         if group is None:
@@ -256,7 +258,6 @@ def search(
         else:
             result = search_groups(answers, initial, steps, group=group, teach=teach, **options)
             trajectory = result.trajectory
-        click.echo(result.summary())
         found = _contenders(result, model.name, "; ".join(notes))
         if amplitude is not None:
             model.most_rows = answers.most_rows
@@ -267,7 +268,8 @@ def search(
                     made = (teach(*part) for part in in_groups(model, initial, group))
                 schedule = _calibrated(answers, made, c.schedule, amplitude)
                 found[n] = replace(c, schedule=schedule)
-        _write(model, trajectory, result, found, out)
+        wrote = _write(model, trajectory, result, found, out)
+    click.echo(f"{result.summary()}\n{wrote}")  # now that whoever reads this may have gone
 
 
 _UNPLANNED: dict[str, Any] = {"resume": None, "quiet": True, "log": None}
@@ -305,8 +307,8 @@ def _write(
     result: SearchResult,
     found: list[Contender],
     out: Path,
-) -> None:
-    """The run with its schedules and their pictures to ``out``."""
+) -> str:
+    """The run with its schedules and their pictures to ``out``; gives what is to be said of it."""
     each = result.objective.scope == "instance"
     spread = {count: result.spread(count) for count in result.steps} if each else {}
     run = run_of(
@@ -325,7 +327,7 @@ def _write(
         plot_spread(averaged, around, out / "spread.png")
         pictures.append("spread.png")
     wrote = [f"{len(run.contenders)} schedules", *pictures]
-    click.echo(f"wrote {', '.join(wrote[:-1])} and {wrote[-1]} to {out}")
+    return f"wrote {', '.join(wrote[:-1])} and {wrote[-1]} to {out}"
 
 
 def _calibrated(

@@ -77,6 +77,7 @@ def load(
     shape = [arguments.whole_number("shape", size) for size in shape]
     components = arguments.whole_number("components", components)
     seed = arguments.whole_number("seed", seed, least=0)
-    generator = torch.Generator().manual_seed(seed)
-    mu = torch.randn(components, math.prod(shape), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    size = components, math.prod(shape)
+    mu = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
     return GaussianMixture(mu.to(arguments.device("device", device)), sd, shape, shift)

@@ -164,8 +164,11 @@ class Model(abc.ABC):
         """
         batch = arguments.whole_number("batch", batch)
         seed = arguments.whole_number("seed", seed, least=0)
-        generator = torch.Generator().manual_seed(seed)
-        rows = [torch.randn(self.shape, generator=generator) for _ in range(batch)]
+        generator = torch.Generator("cpu").manual_seed(seed)
+        rows = [  # alike whatever the process's defaults are
+            torch.randn(self.shape, generator=generator, dtype=torch.float32, device="cpu")
+            for _ in range(batch)
+        ]
         scale = self.path.noise_scale(self.path.span[1] if start is None else start)
         return (scale * torch.stack(rows)).to(device=self.device, dtype=self.dtype)
 

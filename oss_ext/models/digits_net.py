@@ -22,7 +22,8 @@ NULL_LABEL = NUM_CLASSES  # the extra embedding row that stands for "no label" i
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal features of ``1000 t``; ``t`` [R] in [0, 1] -> [R, dim]."""
     half = dim // 2
-    freqs = torch.exp(-math.log(10_000.0) * torch.arange(half, device=t.device) / half)
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    freqs = torch.exp(-math.log(10_000.0) * steps / half)
     angles = 1000.0 * t.float()[:, None] * freqs
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
