@@ -39,9 +39,9 @@ for reduce in ("none", "log_mean"):
     for _ in range(50):
         call(reduce)
     before = mallinfo2().field7  # bytes in use
-    for _ in range(500):
+    for _ in range(2000):
         call(reduce)
-    print((mallinfo2().field7 - before) // 500)
+    print((mallinfo2().field7 - before) / 2000)
 """
 SCRIPT = Path(__file__).parents[1] / "bench" / "bench_memory.py"
 
@@ -59,4 +59,8 @@ def test_no_call_takes_more_than_the_contract_allows() -> None:
 def test_calls_leave_nothing_behind() -> None:
     result = subprocess.run([sys.executable, "-c", LEAK], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert [int(grown) for grown in result.stdout.split()] == [0, 0]
+    grown = [float(bytes_a_call) for bytes_a_call in result.stdout.split()]
+    # Python's own objects come and go by some thousand bytes; a string, of one operator of the
+    # five, would be 48 a call.
+    assert len(grown) == 2
+    assert max(grown) < 16
