@@ -53,8 +53,8 @@ template <class... Args>
   throw std::runtime_error(message.str());
 }
 
-// A string as the dispatcher hands it over, which is ours to delete. torch's own conversion leaves a
-// copy behind in every call (2.11 to 2.13).
+// A string as the dispatcher hands it over, which is ours to delete: first of all, because what
+// follows may throw. torch's own conversion leaves a copy behind in every call (2.11 to 2.13).
 inline std::string take(StringHandle handle) {
   size_t length = 0;
   const char* data = nullptr;

@@ -156,7 +156,6 @@ def search(
     oss search --pipeline DIR --prompts prompts.txt --teacher-steps 100 --steps 8,10,20
     """
     # Whatever can be wrong is found before the teacher takes its time.
-    check_budgets(steps, teacher_steps)
     make_objective(scope, reduce, aggregate, start or "free")
     if group is not None and scope != "instance":
         raise click.UsageError("--group: a joint search compares all samples at every step; "

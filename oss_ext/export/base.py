@@ -38,7 +38,8 @@ class Format:
             start below the teacher's first time from the same noise.
         unit_noise: the host starts from noise of variance 1, which off a flow path is another
             size than a free start has.
-        whole_timesteps: the host takes whole timesteps only; others are rounded, with an error.
+        whole_timesteps: the host takes whole timesteps only; others are rounded or cut off, with an
+            error.
         flow_only: the host runs flow models only.
         shifts: the host shifts what it is given, on flow paths.
         samplers: what it calls those of our solvers that it has.
