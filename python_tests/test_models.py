@@ -178,6 +178,15 @@ def test_the_mixtures_grid_is_shifted() -> None:
     torch.testing.assert_close(model.times(2), torch.tensor([0.0, 0.75, 1.0], dtype=torch.float64))
 
 
+@each_seed(3)
+def test_no_noise_is_one_of_the_means(seed: int) -> None:
+    """A search on such samples would learn what holds of no others."""
+    model = models.load("analytic", seed=seed)
+    for own in (seed, 0, 1):
+        distance = torch.cdist(model.noise(16, own).flatten(1), model.mu)
+        assert distance.min() > math.sqrt(model.mu.shape[1])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,13 +72,18 @@ def load(
     shift: float = 1.0,
     device: str = "cpu",
 ) -> GaussianMixture:
-    """The exact flow of a Gaussian mixture whose means are drawn with seed, in float32."""
+    """The exact flow of a Gaussian mixture whose means are drawn with seed, in float32.
+
+    They come from another generator than noise does: of the same one, the noise of the same seed
+    would begin with the means themselves.
+    """
     if not isinstance(shape, list | tuple) or not shape:
         raise ValueError(f"shape: expected a list of sizes, got {shape!r}")
     shape = [arguments.whole_number("shape", size) for size in shape]
     components = arguments.whole_number("components", components)
     seed = arguments.whole_number("seed", seed, least=0)
-    generator = torch.Generator("cpu").manual_seed(seed)
     size = components, math.prod(shape)
-    mu = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
-    return GaussianMixture(mu.to(arguments.device("device", device)), sd, shape, shift)
+    mu = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
+    return GaussianMixture(
+        torch.from_numpy(mu).to(arguments.device("device", device)), sd, shape, shift
+    )
