@@ -15,6 +15,7 @@ from oss_ext.baselines import BASELINES, Calibration, UnableError
 from oss_ext.evaluate import Score, Unable, compare
 from oss_ext.events import stage
 from oss_ext.models.base import Model, There, to_kept, to_text
+from oss_ext.models.evaluation import NonFiniteError
 from oss_ext.plan import QUALITIES, check_budgets
 from oss_ext.runs import Contender, contender_name
 from oss_ext.schedule import Schedule
@@ -66,6 +67,8 @@ def make(
 ) -> Made:
     """Schedules of every method for every budget; one that is unable is there without a schedule.
 
+    So is one that finds no path on which the model stays finite.
+
     Args:
         model: the model the teacher was made with.
         trajectory: the calibration samples.
@@ -79,7 +82,7 @@ def make(
 
     Raises:
         ValueError: bad arguments.
-        NonFiniteError: the model returned NaN or inf.
+        NonFiniteError: a sample has no path of its own, which ``spread`` would hold.
     """
     budgets = check_budgets(steps, trajectory.steps)
     names = check_methods(methods)
@@ -112,7 +115,7 @@ def make(
                     )  # fmt: skip
                     schedule = result.schedule(budget)
                     own = result.mean_cost()
-        except UnableError as reason:
+        except (UnableError, NonFiniteError) as reason:
             contenders.append(replace(contender, note=str(reason)))
             continue
         seconds = time.perf_counter() - begin
@@ -147,7 +150,7 @@ def judge(
 ) -> list[Score | Unable]:
     """Scores of ``contenders`` on samples that no search has used, in their order.
 
-    Of the final states only those of the first ``SHOWN`` samples are kept.
+    One is unable without a schedule, or where the model does not stay finite with it. Of the final states only those of the first ``SHOWN`` samples are kept.
 
     Raises:
         ValueError: as ``compare``.
@@ -157,9 +160,13 @@ def judge(
         if c.schedule is None:
             scores.append(Unable(c.name, c.steps, c.note))
             continue
-        (score,) = compare(
-            model, held_out, {c.name: c.schedule}, amplitude=[c.name] if c.amplitude else [],
-            max_batch=max_batch, progress=progress,
-        )  # fmt: skip
+        try:
+            (score,) = compare(
+                model, held_out, {c.name: c.schedule}, amplitude=[c.name] if c.amplitude else [],
+                max_batch=max_batch, progress=progress,
+            )  # fmt: skip
+        except NonFiniteError as reason:
+            scores.append(Unable(c.name, c.steps, str(reason)))
+            continue
         scores.append(replace(score, images=score.images[:SHOWN].clone()))
     return scores

@@ -107,7 +107,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Unable:
-    """A line of a table for a method that has no schedule of ``steps`` steps, and why."""
+    """A line of a table for a method without a schedule of ``steps`` steps that works, and why."""
 
     name: str
     steps: int
@@ -141,6 +141,7 @@ def compare(
         ValueError: a model other than that of ``held_out``; ``amplitude`` of a schedule that is
             not there or has none; a solver that is not known, or orders that it does not have;
             features of another shape, of fewer than 2 samples, or not finite.
+        NonFiniteError: the model returned NaN or inf; the message names time and sample.
     """
     for name, schedule in schedules.items():
         arguments.of_type(f"schedules[{name!r}]", schedule, Schedule)

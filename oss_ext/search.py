@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from oss_ext.estimate import Estimate, estimate
 from oss_ext.machine import peak_memory
 from oss_ext.metrics import Metric
 from oss_ext.models.base import Model
-from oss_ext.models.evaluation import Evaluator
+from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.plan import VALIDATION, check_budgets, make_plan
 from oss_ext.progress import progress_bar
 from oss_ext.refine import least_runs, refine
@@ -161,10 +162,12 @@ def search(
         if planned.table and beam == 1:
             table = dp.run(evaluator, seen, budgets[-1], **options)
         if planned.coarse:
-            coarse_table = coarse_to_fine(
-                evaluator, seen.first(planned.coarse_samples), budgets, stride=planned.stride,
-                band=planned.band, **options,
-            )  # fmt: skip
+            # Refinement has other starts, where no path of few rows stays finite.
+            with contextlib.suppress(NonFiniteError):
+                coarse_table = coarse_to_fine(
+                    evaluator, seen.first(planned.coarse_samples), budgets, stride=planned.stride,
+                    band=planned.band, **options,
+                )  # fmt: skip
     result = SearchResult(
         trajectory=trajectory,
         samples=samples,

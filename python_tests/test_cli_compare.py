@@ -80,8 +80,44 @@ def test_samples_that_methods_have_seen_are_not_held_out(oss: Oss) -> None:
 
 
 def test_an_unknown_reference_is_named(oss: Oss) -> None:
-    outcome = oss("compare", *MIX, "--methods=uniform", "--steps=2", "--against=karras")
-    assert_fails(outcome, "against: expected one of 'uniform 2'", "karras")
+    outcome = oss("compare", *MIX, "--methods=uniform", "--steps=2", "--against=karras", "--out=a")
+    assert_fails(outcome, "--against: expected one of uniform, got 'karras'")
+    assert not Path("a").exists()  # found before the teacher took its time
+
+
+ON_GRID = """
+from oss_ext import models
+
+def build():
+    mixture = models.load("analytic", shape=[1, 4, 4])
+
+    def velocity(x, t, sample):
+        off = (8 * t).round() != 8 * t
+        return mixture(x, t, sample).masked_fill(off[:, None, None, None], float("nan"))
+
+    return models.from_callable(velocity, mixture.shape, name="on grid", data_range=2.0)
+"""
+
+
+def test_a_student_that_breaks_the_model_is_unable_and_the_rest_goes_on(oss: Oss) -> None:
+    Path("on_grid.py").write_text(ON_GRID, encoding="utf-8")
+    model = ("--model=on_grid.py:build", "--teacher-steps=8", "--samples=3", "--quiet")
+    outcome = oss("compare", *model, "--methods=karras,ld3,uniform,fast", "--steps=4", "--out=run")
+    assert (outcome.code, outcome.err) == (0, "")
+    why = "model 'on grid' returned NaN or inf at t = "
+    run = Run.load("run")
+    karras, ld3, uniform, fast = run.contenders
+    assert karras.note.startswith(why)
+    assert karras.schedule is not None  # that it broke the model on these samples is not all of it
+    assert (ld3.schedule, ld3.note.startswith(why)) == (None, True)
+    assert (uniform.note, fast.note) == ("", "")
+    assert run.mse is not None
+    assert run.mse.isfinite().all(dim=1).tolist() == [False, False, True, True]
+    assert oss("report", "run").code == 0
+
+    outcome = oss("compare", *model, "--methods=karras,logsnr", "--steps=4", "--against=karras")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.count(why[:20]) == 2
 
 
 def test_a_search_is_a_run_too(oss: Oss) -> None:

@@ -158,6 +158,21 @@ def test_at_refuses_a_bad_velocity() -> None:
         Evaluator(model, 3).at(torch.ones(3, *SHAPE), 0.75)
 
 
+def test_a_bad_velocity_is_an_error_of_its_own_call_alone() -> None:
+    def velocity(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        v = x.clone()
+        v[(sample == 1) & (t > 0.5)] = math.nan
+        return v
+
+    evaluator = Evaluator(from_callable(velocity, SHAPE, name="mine"), 3)
+    x = torch.ones(3, *SHAPE)
+    for t in (0.75, 1.0):
+        with pytest.raises(NonFiniteError, match=rf"at t = {t:g} for sample 1$"):
+            evaluator.at(x, t)
+    assert torch.equal(evaluator.at(x, 0.25), x)
+    assert evaluator.first_bad == {1: 0.75}
+
+
 @pytest.mark.parametrize("max_batch", [0, -2])
 def test_a_block_has_at_least_one_row(max_batch: int) -> None:
     with pytest.raises(ValueError, match=f"^max_batch: expected at least 1, got {max_batch}"):

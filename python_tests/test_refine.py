@@ -316,17 +316,3 @@ def test_another_model_and_too_many_schedules_are_refused() -> None:
         refine(random_mixture(2), trajectory, start)
     with pytest.raises(ValueError, match=r"^steps: expected at most 10 schedules to try, got 56"):
         exhaustive(model, trajectory, STEPS, most=10)
-
-
-def test_a_model_that_breaks_down_names_time_and_sample() -> None:
-    model, trajectory, start = case()
-
-    def broken(t: Tensor, sample: Tensor) -> Tensor:
-        return (sample == 2) & (t < 0.5)
-
-    bad = faulty(model, broken)
-    listening = oss.teacher(bad, trajectory.noise, times=trajectory.times[[0, 8]])
-    start = listening.schedule((1, 0))
-    model_of_teacher = faulty(model, lambda t, sample: sample == 2)
-    with pytest.raises(NonFiniteError, match=r"at t = .* for sample 2"):
-        refine(model_of_teacher, listening, start, validation=0)

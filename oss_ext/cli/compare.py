@@ -11,6 +11,7 @@ import click
 import torch
 
 from oss_ext import contest, solvers
+from oss_ext.arguments import one_of
 from oss_ext.baselines import uniform
 from oss_ext.checkpoint import LEAST_BYTES
 from oss_ext.cli.base import (
@@ -144,8 +145,11 @@ def compare(
             f"--seed: expected another than --calibration-seed, got {seed} for both: samples that "
             "the methods have seen are not held out"
         )
-    if methods:  # before the teacher takes its time
+    # Before the teacher takes its time.
+    if methods:
         check_budgets(budgets, len(times) - 1)
+    if against is not None:
+        one_of("--against", against, dict.fromkeys([*(methods or ()), *[REFERENCE] * bool(loaded)]))
 
     def teacher(answers: Model, count: int, noise_seed: int) -> Trajectory:
         initial = model.noise(count, noise_seed, start=float(times[-1]))
@@ -177,6 +181,8 @@ def compare(
         scores = contest.judge(
             answers, held_out, contenders, max_batch=max_batch, progress=not quiet
         )
+        contenders = [replace(c, note=s.reason) if isinstance(s, Unable) else c
+                      for c, s in zip(contenders, scores, strict=True)]  # fmt: skip
         said = _write(model, searched, held_out, made, contenders, scores, against, picture, out)
     click.echo(said)  # once everything is written: whoever reads this may have gone
 
@@ -193,8 +199,10 @@ def _write(
     out: Path | None,
 ) -> str:
     """The picture and the run to their places; gives what is to be said: the table, and which."""
-    whom = against or (REFERENCE if any(c.method == REFERENCE for c in contenders) else None)
-    said = [score_table(scores, None if whom is None else contender_name(whom, "{steps}"))]
+    whom = against or REFERENCE
+    known = any(c.method == whom and isinstance(s, Score)
+                for c, s in zip(contenders, scores, strict=True))  # fmt: skip
+    said = [score_table(scores, contender_name(whom, "{steps}") if known else None)]
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         rows = {f"teacher {held_out.steps}": held_out.final}

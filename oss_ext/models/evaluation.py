@@ -126,9 +126,11 @@ class Evaluator:
         """
         rows = torch.stack([torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x))], dim=1)
         out = torch.empty_like(x)[None]
+        before, self.first_bad = self.first_bad, {}
         self.fill(out, x[None], torch.tensor([t], dtype=torch.float64), rows, samples)
-        if self.first_bad:
-            raise NonFiniteError(self.describe_bad())
+        bad, self.first_bad = self.describe_bad(), {**before, **self.first_bad, **before}
+        if bad:
+            raise NonFiniteError(bad)
         return out[0]
 
     def ahead(self, asked: Sequence[tuple[Tensor, float, Tensor]]) -> list[Tensor] | None:

@@ -148,7 +148,8 @@ def refine(
         ValueError: bad arguments, starts off the grid, of different lengths or with orders that
             their solver does not have, a budget that does not pay for one run of every start,
             fewer samples than a split needs.
-        NonFiniteError: the model returned NaN or inf.
+        NonFiniteError: the model returned NaN or inf on the way of every start, or of what was
+            found on the samples left out.
     """
     candidates = list(starts) if isinstance(starts, Iterable) else [starts]
     for candidate in candidates:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oss_ext import solvers
 from oss_ext.models.base import AHEAD_BYTES
-from oss_ext.models.evaluation import Evaluator
+from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.schedule import Objective
 from oss_ext.trajectory import Trajectory
 
@@ -94,7 +94,8 @@ class Runner:
     def residuals(self, rows: Rows, group: Tensor, orders: Orders = ()) -> Tensor:
         """Where the path ``rows`` (descending, to 0) ends, less the teacher's end, ``[n, D]``.
 
-        ``orders`` are those of its steps; the solver's usual ones if empty.
+        ``orders`` are those of its steps; the solver's usual ones if empty. Where the model returns
+        NaN or inf on the way, for whichever sample, all is NaN: such a path is no student.
         """
         name = int(group[0])
         # Those of a step may depend on where the path begins and ends, so they are part of what is
@@ -105,8 +106,11 @@ class Runner:
         for k in range(known, 1, -1):
             if (name, rows[:k], orders[: k - 1]) in self._known:
                 self._known.move_to_end((name, rows[:k], orders[: k - 1]))
-        for k in range(known, len(rows)):
-            self._step(name, rows[: k + 1], orders[:k], group)
+        try:
+            for k in range(known, len(rows)):
+                self._step(name, rows[: k + 1], orders[:k], group)
+        except NonFiniteError:
+            return torch.full_like(self._noise(group).flatten(1), torch.nan)
         x = self._entry(name, rows, orders, group)[0]
         return (x - self._trajectory.final[group.to(x.device)]).flatten(1)
 
@@ -157,12 +161,21 @@ class Runner:
                     made[int(group[0]), rows[: k + 1], orders[:k]] = [*moved, None]
 
     def errors(self, rows: Rows, group: Tensor, orders: Orders = ()) -> Tensor:
-        """Mean squared final error of the path ``rows``, ``[len(group)]`` float64."""
+        """Mean squared final error of the path ``rows``, ``[len(group)]`` float64; inf, not NaN."""
         end = self._end_of(rows, group, orders)
         if end not in self._errors:
             residuals = self.residuals(rows, group, orders)
-            self._errors[end] = residuals.double().square().mean(dim=1).cpu()
+            errors = residuals.double().square().mean(dim=1).cpu()
+            self._errors[end] = errors.nan_to_num(nan=torch.inf, posinf=torch.inf)
         return self._errors[end]
+
+    def check(self, value: Tensor) -> None:
+        """``NonFiniteError``, saying what the model did, where the best that there is is inf."""
+        if not value.isfinite().all():
+            raise NonFiniteError(
+                "no path has a finite error on every sample: "
+                f"{self._evaluator.describe_bad() or 'states or errors overflowed'}"
+            )
 
     def values(
         self, rows: Rows, samples: Sequence[int], reduce: str, orders: Orders = ()
@@ -332,8 +345,11 @@ def _value(errors: Tensor, reduce: str) -> Tensor:
 
 def is_worse(difference: Tensor) -> bool:
     """Whether paired differences are above 0 in the mean by more than chance has it."""
+    mean = float(difference.mean())
+    if math.isinf(mean):
+        return mean > 0
     spread = float(difference.std(correction=0)) / math.sqrt(len(difference))
-    return not float(difference.mean()) <= spread  # so is what is not a number
+    return not mean <= spread  # so is what is not a number
 
 
 def mean_error(value: Tensor, reduce: str) -> float:

@@ -106,8 +106,11 @@ def refined(
         key=_Found.mean,
     )  # fmt: skip
     best_start = paths[0]
+    runner.check(best_start.score)
     trials, ends = len(by_path), []
     for path in paths[:descents]:
+        if math.isinf(path.mean()):
+            continue
         race = Race(runner, seen, objective, limit, path.orders)
         rows, score = descend(race, path.rows, path.score, _first_scale(path.rows))
         trials += race.trials
@@ -129,6 +132,8 @@ def refined(
     for k in range(1, len(checks)):
         chosen = k if is_worse(checks[chosen] - checks[k]) else chosen
     best = found[chosen]
+    if checks:
+        runner.check(checks[chosen])
     cost = float(runner.values(best.rows, seen, "mean", best.orders).mean())
     begun, samples = by_path[best_start.rows, best_start.orders], trajectory.samples
     schedule = trajectory.schedule_at(

@@ -14,6 +14,8 @@ a run each, on the front of the race alone; every step that is tried corrects th
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,8 +50,9 @@ def gauss_newton(race: Race, rows: Rows, score: Tensor) -> tuple[Rows, Tensor]:
             probes.append((column, step, (*rows[:k], rows[k] + step, *rows[k + 1 :])))
     race.ahead([probe for _, _, probe in probes])
     for column, step, probe in probes:
-        secants[..., column] = (race.residuals(probe) - start) / step
         change = float(race.values(probe).mean() - front)
+        if not math.isinf(change):  # else nothing is known of the knot, and it stays
+            secants[..., column] = (race.residuals(probe) - start) / step
         if change < best_change:
             best_probe, best_change = probe, change
         if not race.may_go_on():
@@ -77,6 +80,9 @@ def _steps(
             continue
         tried.add(moved)
         found, after = race.better(moved, score), race.residuals(moved)
+        if not after.isfinite().all():
+            damping, failures = 10 * damping, failures + 1
+            continue
         taken = torch.tensor([b - a for a, b in zip(free, moved[race.first : -1], strict=True)])
         taken = taken.to(secants)
         missed = (after - residual) - secants @ taken

@@ -34,6 +34,7 @@ def exhaustive(
 
     Raises:
         ValueError: bad arguments, or more than ``most`` schedules.
+        NonFiniteError: the model returned NaN or inf on the way of every schedule.
     """
     n = trajectory.steps
     steps = arguments.whole_number("steps", steps, most=n)
@@ -50,6 +51,7 @@ def exhaustive(
     # In this order neighbours share the most of their paths.
     paths = ((n, *rows, 0) if pinned else (*rows, 0) for rows in free)
     error, rows = min((mean_error(runner.values(p, samples, reduce), reduce), p) for p in paths)
+    runner.check(runner.values(rows, samples, reduce))
     schedule = trajectory.schedule(
         rows,
         solver=solver,

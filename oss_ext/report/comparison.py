@@ -55,13 +55,14 @@ def _row(
     run: Run, c: Contender, s: Judgement | None, axis: Axis | None, columns: int, best: bool
 ) -> Html:
     look = looks(run)[c.name]
-    note = c.note if c.schedule is not None else ""
+    unable = c.schedule is None or (s is None and run.held_out > 0)
+    remark = element("small", c.note) if c.note and not unable else ""
     name = element(
-        "th", element("span", key(look.mark), c.name, class_=look.css),
-        element("small", note) if note else "", scope="row", data_value=c.name,
+        "th", element("span", key(look.mark), c.name, class_=look.css), remark,
+        scope="row", data_value=c.name,
     )  # fmt: skip
     steps = _number(str(c.steps), c.steps)
-    if c.schedule is None:
+    if c.schedule is None or unable:
         why = element("td", "unable: " + (c.note or "no reason given"), colspan=columns - 2)
         return element("tr", name, steps, why, class_="unable")
     cells = []
