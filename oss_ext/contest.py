@@ -150,7 +150,8 @@ def judge(
 ) -> list[Score | Unable]:
     """Scores of ``contenders`` on samples that no search has used, in their order.
 
-    One is unable without a schedule, or where the model does not stay finite with it. Of the final states only those of the first ``SHOWN`` samples are kept.
+    One is unable without a schedule, or where the model does not stay finite with it. Of the
+    final states only those of the first ``SHOWN`` samples are kept.
 
     Raises:
         ValueError: as ``compare``.

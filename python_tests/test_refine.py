@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import oss_ext as oss
 from driver_cases import (
@@ -16,14 +15,13 @@ from driver_cases import (
     dp_search,
     each_family,
     each_seed,
-    faulty,
     one_thread,  # noqa: F401
     random_case,
     random_mixture,
     random_times,
     recorded,
 )
-from oss_ext.models.evaluation import Evaluator, NonFiniteError
+from oss_ext.models.evaluation import Evaluator
 from oss_ext.refine import KEEP_BYTES, Runner, exhaustive, refine
 from oss_ext.solvers import SOLVERS
 
