@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.amplitude import LEVELS, Amplitude, check_levels, quantiles
 from oss_ext.schedule import Schedule
 from oss_ext.trajectory import Trajectory
@@ -38,7 +38,7 @@ def calibrate(
             teacher, or one that is not finite or whose two quantiles are equal at a step.
     """
     levels = check_levels(levels)
-    total, samples = torch.zeros(schedule.steps, 2, dtype=torch.float64), 0
+    total, samples = cpu.zeros(schedule.steps, 2, dtype=torch.float64), 0
     for trajectory in teacher if isinstance(teacher, Iterable) else [teacher]:
         arguments.of_type("teacher", trajectory, Trajectory)
         _check_teacher(trajectory, schedule)

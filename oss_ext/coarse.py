@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext import arguments, dp
+from oss_ext import arguments, cpu, dp
 from oss_ext.metrics import XT, Metric
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.schedule import STARTS
@@ -131,7 +131,7 @@ def held(
 def _near(table: dp.Table, rows: Sequence[int], budgets: Sequence[int], band: int) -> Tensor:
     """Rows of the full grid within ``band`` of the paths' rows, as ``allowed`` of ``dp.run``."""
     samples = table.parent.shape[2]
-    allowed = torch.zeros(budgets[-1], rows[-1] + 1, samples, dtype=torch.bool)
+    allowed = cpu.zeros(budgets[-1], rows[-1] + 1, samples, dtype=torch.bool)
     for b in range(samples):
         for steps in budgets:
             for k, knot in enumerate(table.backtrack(steps, b)[:-1]):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from oss_ext import dp
+from oss_ext import cpu, dp
 from oss_ext.baselines import BASELINES, Calibration, UnableError
 from oss_ext.evaluate import Score, Unable, compare
 from oss_ext.events import stage
@@ -127,7 +127,7 @@ def make(
         table = table if own is None else own
         leg.reached({
             "schedule": to_kept(schedule.to_json()),
-            "seconds": torch.tensor([seconds], dtype=torch.float64),
+            "seconds": cpu.tensor([seconds], dtype=torch.float64),
             "table": [] if own is None else [own],
         })  # fmt: skip
         contenders.append(replace(contender, schedule=schedule, seconds=seconds))

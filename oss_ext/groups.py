@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext import arguments, dp
+from oss_ext import arguments, cpu, dp
 from oss_ext.estimate import Estimate
 from oss_ext.models.base import Model, Request, There
 from oss_ext.models.evaluation import NonFiniteError
@@ -105,7 +105,7 @@ def search_groups(
             if first is None:
                 first = found  # with its teacher, so that the answers which made this are kept
             else:
-                figures = torch.tensor([found.nfe, trajectory.seconds], dtype=torch.float64)
+                figures = cpu.tensor([found.nfe, trajectory.seconds], dtype=torch.float64)
                 leg.reached({**found.table.kept(), "figures": figures})
             del found, trajectory  # before the next one is made
             bar.update(len(states))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from oss_ext import cpu
 from oss_ext.noise import FlowPath, flow_grid, path_from_dict
 from oss_ext.schedule import Schedule
 
@@ -53,7 +54,7 @@ def load(name: str) -> Preset:
         raise ValueError(f"unknown preset {name!r}; known presets: {', '.join(_table())}")
     entry = _table()[name]
     path = path_from_dict(entry["path"])
-    sigmas = torch.tensor(entry["sigmas"], dtype=torch.float64)
+    sigmas = cpu.tensor(entry["sigmas"], dtype=torch.float64)
     grid = entry["teacher"]
     times = path.times_of(sigmas)
     teacher = flow_grid(**grid) if isinstance(path, FlowPath) else path.grid(**grid)

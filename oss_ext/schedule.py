@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.amplitude import Amplitude
 from oss_ext.files import parse_json, read_text, replacing
 from oss_ext.noise import FLOW, check_grid, path_from_dict
@@ -203,20 +203,20 @@ class Schedule:
 
         ``t`` on a flow path, else ``beta / alpha``, which is infinite at pure noise.
         """
-        values = self.path.sigmas(torch.tensor(self.times, dtype=torch.float64))
+        values = self.path.sigmas(cpu.tensor(self.times, dtype=torch.float64))
         return tuple(values.tolist())
 
     @property
     def timesteps(self) -> tuple[float, ...]:
         """What the network is told at each of the ``steps`` evaluations."""
-        values = self.path.model_times(torch.tensor(self.times[:-1], dtype=torch.float64)).tolist()
+        values = self.path.model_times(cpu.tensor(self.times[:-1], dtype=torch.float64)).tolist()
         own = dict(zip(self.teacher_times[1:], self.teacher_timesteps, strict=False))
         return tuple(own.get(t, value) for t, value in zip(self.times, values, strict=False))
 
     @property
     def initial_scale(self) -> float:
         """``alpha + beta`` at the first time: model coordinates start from this times x[N]."""
-        alpha, beta = self.path.alpha_beta(torch.tensor(self.times[0], dtype=torch.float64))
+        alpha, beta = self.path.alpha_beta(cpu.tensor(self.times[0], dtype=torch.float64))
         return float(alpha + beta)
 
     @property
@@ -238,7 +238,7 @@ class Schedule:
         told = self.teacher_timesteps
         if told:
             own = dict(zip(self.teacher_times[1:], told, strict=True))
-            by_path = self.path.model_times(torch.tensor([level], dtype=torch.float64))
+            by_path = self.path.model_times(cpu.tensor([level], dtype=torch.float64))
             told = (*told[: len(below) - 1], own.get(level, float(by_path)))
         amplitude = self.amplitude
         if amplitude is not None:
@@ -272,7 +272,7 @@ class Schedule:
             teacher_steps = len(self.teacher_times) - 1
             start = self.teacher_times[max(1, int(teacher_steps * level))]
         else:
-            start = float(self.path.times_of(torch.tensor(level, dtype=torch.float64)))
+            start = float(self.path.times_of(cpu.tensor(level, dtype=torch.float64)))
         valid = self.times[-1] < start <= self.teacher_times[-1]
         _expect(valid, name, f"a level above sigma {self.sigmas[-1]:g}, up to the teacher's", value)
         return self._part((start, *(t for t in self.times if t < start)), start)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.events import tell
 from oss_ext.files import parse_json
 from oss_ext.models.base import AHEAD_BYTES, Model, Request, check_output, dtype_name, hash_of
@@ -261,14 +261,14 @@ class _Peer:
         shapes = {name: [dtype_name(x.dtype), *x.shape] for name, x in tensors.items()}
         text = json.dumps([kind, shapes]).encode()
         text += b" " * (-len(text) % ALIGNED)
-        parts = [torch.tensor([len(text)]), torch.frombuffer(bytearray(text), dtype=torch.uint8)]
+        parts = [cpu.tensor([len(text)]), torch.frombuffer(bytearray(text), dtype=torch.uint8)]
         parts += [tensor.detach() for tensor in tensors.values()]
         sizes = [_room(part) for part in parts]
-        message = torch.empty(sum(sizes), dtype=torch.uint8)
+        message = cpu.empty(sum(sizes), dtype=torch.uint8)
         for part, place in zip(parts, message.split(sizes), strict=True):
             place[: part.nbytes].view(part.dtype).view(part.shape).copy_(part)
         self.finish()
-        for piece in (torch.tensor([len(message)]), message):
+        for piece in (cpu.tensor([len(message)]), message):
             work = self._move(distributed.isend, piece, self.number, group=self._group)
             self._sending.append((work, piece))
         if len(message) < LONG:
@@ -276,9 +276,9 @@ class _Peer:
         self.silent = False
 
     def receive(self) -> tuple[str, dict[str, Tensor]]:
-        size = torch.zeros(1, dtype=torch.int64)
+        size = cpu.zeros(1, dtype=torch.int64)
         self._move(distributed.recv, size, self.number, group=self._group)
-        message = torch.empty(int(size), dtype=torch.uint8)
+        message = cpu.empty(int(size), dtype=torch.uint8)
         self._move(distributed.recv, message, self.number, group=self._group)
         self.silent = True
         begin = ALIGNED + int(message[:8].view(torch.int64))

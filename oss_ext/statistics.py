@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -194,7 +194,7 @@ def _resamples(samples: int, resamples: int, seed: int) -> Iterator[Tensor]:
     chunk = max(1, CHUNK // samples)
     for first in range(0, resamples, chunk):
         shape = (min(chunk, resamples - first), samples)
-        yield torch.randint(samples, shape, generator=generator)
+        yield cpu.randint(samples, shape, generator=generator)
 
 
 def _interval(values: Tensor, level: float) -> Interval:

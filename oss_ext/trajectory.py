@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext import arguments, arrays
+from oss_ext import arguments, arrays, cpu
 from oss_ext import scratch as scratch_files
 from oss_ext.files import parse_json
 from oss_ext.models.base import Model
@@ -275,7 +275,7 @@ class Trajectory:
 
     def nearest_rows(self, times: Sequence[float]) -> tuple[int, ...]:
         """The rows nearest to descending ``times``, kept apart; the last is the clean end."""
-        wanted = torch.tensor(times[:-1], dtype=torch.float64)
+        wanted = cpu.tensor(times[:-1], dtype=torch.float64)
         rows = (self.times[:, None] - wanted).abs().argmin(dim=0).tolist()
         return (*in_order(rows, self.steps), 0)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oss_ext import arguments, solvers
+from oss_ext import arguments, cpu, solvers
 from oss_ext.calibrate import calibrate
 from oss_ext.models import GRIDS, Model, teacher_times
 from oss_ext.sampling import sample
@@ -100,7 +100,7 @@ def verify(
         trajectory = teacher(
             model,
             model.noise(drawn, seed, start=schedule.teacher_times[-1]),
-            times=torch.tensor(schedule.teacher_times, dtype=torch.float64),
+            times=cpu.tensor(schedule.teacher_times, dtype=torch.float64),
             solver=schedule.teacher_solver,
             max_batch=max_batch,
             progress=progress,
@@ -138,7 +138,7 @@ def _path(model: Model, schedule: Schedule) -> Claim:
 
 def _grid(model: Model, schedule: Schedule) -> Claim:
     """Whose grid the teacher's times are; any that the network knows can be run."""
-    times = torch.tensor(schedule.teacher_times, dtype=torch.float64)
+    times = cpu.tensor(schedule.teacher_times, dtype=torch.float64)
     steps = len(times) - 1
     try:
         model.path.within_span(times[1:])
@@ -158,8 +158,8 @@ def _grid(model: Model, schedule: Schedule) -> Claim:
 def _timesteps(model: Model, schedule: Schedule) -> Claim:
     if not schedule.teacher_timesteps:
         return Claim("teacher_timesteps", None, NOT_RECORDED)
-    recorded = torch.tensor(schedule.teacher_timesteps, dtype=torch.float64)
-    times = torch.tensor(schedule.teacher_times[1:], dtype=torch.float64)
+    recorded = cpu.tensor(schedule.teacher_timesteps, dtype=torch.float64)
+    times = cpu.tensor(schedule.teacher_times[1:], dtype=torch.float64)
     try:
         told = model.timesteps(times).double().cpu()
     except ValueError as error:

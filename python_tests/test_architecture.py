@@ -17,7 +17,7 @@ PACKAGE = "oss_ext"
 
 # From the ground up. A module may import from floors below its own, not from its neighbours.
 FLOORS = (
-    ("version", "arguments", "files", "scratch", "events", "words"),
+    ("version", "arguments", "cpu", "files", "scratch", "events", "words"),
     ("arrays", "progress", "noise", "ops", "statistics", "amplitude"),
     ("schedule", "metrics", "solvers", "hosts", "machine"),
     ("models", "export", "presets"),
@@ -47,6 +47,10 @@ BASES = {
 }
 DEFAULT_BASE = {"base"}
 
+FACTORIES = {
+    *("arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "logspace", "ones"),
+    *("rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros"),
+}
 MAX_LINES = 400
 SOURCES = sorted(
     path
@@ -130,6 +134,22 @@ def test_imports_go_down_only(module: str) -> None:
 )
 def test_the_rules_are_those_of_the_house(importer: str, imported: str, allowed: bool) -> None:
     assert (objection(importer, imported) is None) == allowed
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"cpu"}))
+def test_tensors_are_made_on_a_device_that_is_named(module: str) -> None:
+    """``oss_ext.cpu`` makes those of the host: torch's own go where the process has its default."""
+    path = MODULES[module]
+    broken = [
+        f"{path}:{node.lineno}: {ast.unparse(node.func)} without a device"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "torch"
+        and node.func.attr in FACTORIES
+        and "device" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert not broken, "\n".join(broken)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

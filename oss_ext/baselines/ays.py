@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from oss_ext import arguments, presets
+from oss_ext import arguments, cpu, presets
 from oss_ext.baselines.base import Baseline, schedule_through
 from oss_ext.noise import VEPath
 from oss_ext.schedule import Schedule
@@ -32,7 +32,7 @@ def ays(trajectory: Trajectory, steps: int, preset: str | None = None) -> Schedu
     if preset is None:
         preset = "svd-ays-10" if isinstance(trajectory.path, VEPath) else "sd1-ays-10"
     table = presets.load(preset).schedule
-    known = torch.tensor([*table.times[:-1], table.path.span[0]], dtype=torch.float64).logit()
+    known = cpu.tensor([*table.times[:-1], table.path.span[0]], dtype=torch.float64).logit()
     places = np.linspace(0, 1, steps + 1)[:-1]
     found = np.interp(places, np.linspace(0, 1, len(known)), known)
     return schedule_through(trajectory, torch.from_numpy(found).sigmoid(), "ays")

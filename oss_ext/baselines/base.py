@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from oss_ext import arguments, dp
+from oss_ext import arguments, cpu, dp
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.noise import VEPath
@@ -122,7 +122,7 @@ def levels(trajectory: Trajectory) -> tuple[float, float]:
 def even_lambdas(trajectory: Trajectory, steps: int) -> Tensor:
     """``lambda = ln(alpha / beta)`` uniform over ``levels``, ``[steps + 1]`` float64 ascending."""
     low, high = levels(trajectory)
-    return torch.linspace(-math.log(high), -math.log(low), steps + 1, dtype=torch.float64)
+    return cpu.linspace(-math.log(high), -math.log(low), steps + 1, dtype=torch.float64)
 
 
 def model_times_at(trajectory: Trajectory, fractions: Tensor) -> Tensor:

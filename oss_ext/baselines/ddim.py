@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.baselines.base import Baseline, UnableError, even_rows, schedule_through
 from oss_ext.noise import VPPath, ddim_timesteps
 from oss_ext.schedule import Schedule
@@ -49,7 +49,7 @@ def _spaced(trajectory: Trajectory, path: VPPath, steps: int, spacing: str) -> S
     leading, method = spacing == "leading", f"ddim-{spacing}"
     try:
         timesteps = ddim_timesteps(path, steps, spacing, OFFSET if leading else 0)
-        times = path.flow_times(torch.tensor(timesteps, dtype=torch.float64))
+        times = path.flow_times(cpu.tensor(timesteps, dtype=torch.float64))
     except ValueError as error:  # fewer timesteps than steps, or one past the last by the offset
         raise UnableError(f"{method}: {error}") from None
     return schedule_through(trajectory, times, method, pinned=not leading)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.baselines.base import Baseline, schedule_through
 from oss_ext.noise import shifted
 from oss_ext.schedule import Schedule
@@ -23,7 +23,7 @@ def flow_shift(trajectory: Trajectory, steps: int, shift: float = 3.0) -> Schedu
     """
     steps = arguments.whole_number("steps", steps, most=trajectory.steps)
     shift = arguments.number("shift", shift, positive=True)
-    u = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+    u = cpu.arange(steps, 0, -1, dtype=torch.float64) / steps
     first, last = trajectory.times[[0, -1]]
     times = first + (last - first) * shifted(u, shift)
     return schedule_through(trajectory, times, "flow-shift")

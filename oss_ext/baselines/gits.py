@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.baselines.base import Baseline, Calibration
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.schedule import Schedule
@@ -66,7 +66,7 @@ def deviation_costs(trajectory: Trajectory, evaluator: Evaluator) -> Tensor:
         return flat - (flat * unit).sum(1, keepdim=True) * unit
 
     end = across(trajectory.final) / (1 - times[0])
-    distance = torch.full((count, count), torch.inf, dtype=torch.float64)
+    distance = cpu.full((count, count), torch.inf, dtype=torch.float64)
     distance[0, 0] = 0
     for i in range(1, count):
         x = trajectory.states[i]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.baselines.base import EDM, Baseline, levels, schedule_through
 from oss_ext.schedule import Schedule
 from oss_ext.trajectory import Trajectory
@@ -24,7 +24,7 @@ def karras(trajectory: Trajectory, steps: int, rho: float = 7.0) -> Schedule:
     steps = arguments.whole_number("steps", steps, most=trajectory.steps)
     power = 1 / arguments.number("rho", rho, positive=True)
     low, high = levels(trajectory)
-    sigmas = torch.linspace(high**power, low**power, steps, dtype=torch.float64) ** (1 / power)
+    sigmas = cpu.linspace(high**power, low**power, steps, dtype=torch.float64) ** (1 / power)
     return schedule_through(trajectory, EDM.times_of(sigmas), "karras")
 
 

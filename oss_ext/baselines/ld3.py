@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.baselines.base import (
     Baseline,
     Calibration,
@@ -68,19 +68,19 @@ class Descent:
     def run(self, epochs: int, rate: float) -> Schedule:
         """The best schedule of the starts and of all epochs."""
         teacher = self._trajectory
-        first = self._filled(torch.arange(min(self._batch, teacher.samples)))
+        first = self._filled(cpu.arange(min(self._batch, teacher.samples)))
         with differentiating():
             self.evaluations += check_gradients(self._model, teacher, first)
         uniform = teacher.times[even_rows(teacher.steps, self._steps)[:-1]]
         logsnr = (-even_lambdas(teacher, self._steps)[:-1]).sigmoid()
         error, best = min(map(self._measured, (uniform, logsnr)), key=lambda found: found[0])
-        knots = torch.tensor([*best.times[:-1], float(self._low)], dtype=torch.float64)
+        knots = cpu.tensor([*best.times[:-1], float(self._low)], dtype=torch.float64)
         theta = (-knots.diff()).clamp_min(LEAST_GAP).log().requires_grad_()
         optimizer = torch.optim.Adam([theta], rate)
         generator = torch.Generator().manual_seed(0)
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = rate * (1 - epoch / epochs)
-            for rows in torch.randperm(teacher.samples, generator=generator).split(self._batch):
+            for rows in cpu.randperm(teacher.samples, generator=generator).split(self._batch):
                 with differentiating():
                     theta.grad = self._gradient(theta, rows)
                 optimizer.step()
@@ -116,7 +116,7 @@ class Descent:
 
     def _filled(self, rows: Tensor) -> Tensor:
         """``rows``, repeated where the model has a fixed number of them."""
-        return rows[torch.arange(self._model.fixed_batch or len(rows)) % len(rows)]
+        return rows[cpu.arange(self._model.fixed_batch or len(rows)) % len(rows)]
 
 
 LD3 = Baseline(

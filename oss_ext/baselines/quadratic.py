@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.baselines.base import Baseline, model_times_at, schedule_through
 from oss_ext.schedule import Schedule
 from oss_ext.trajectory import Trajectory
@@ -21,7 +21,7 @@ def quadratic(trajectory: Trajectory, steps: int) -> Schedule:
         UnableError: times that repeat.
     """
     steps = arguments.whole_number("steps", steps, most=trajectory.steps)
-    fractions = (torch.arange(steps, 0, -1, dtype=torch.float64) / steps) ** 2
+    fractions = (cpu.arange(steps, 0, -1, dtype=torch.float64) / steps) ** 2
     return schedule_through(trajectory, model_times_at(trajectory, fractions), "quadratic")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.baselines.base import Baseline, model_times_at, schedule_through
 from oss_ext.schedule import Schedule
 from oss_ext.trajectory import Trajectory
@@ -22,7 +22,7 @@ def time_uniform(trajectory: Trajectory, steps: int) -> Schedule:
         UnableError: times that repeat.
     """
     steps = arguments.whole_number("steps", steps, most=trajectory.steps)
-    fractions = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+    fractions = cpu.arange(steps, 0, -1, dtype=torch.float64) / steps
     return schedule_through(trajectory, model_times_at(trajectory, fractions), "time-uniform")
 
 

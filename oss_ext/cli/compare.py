@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from oss_ext import contest, solvers
+from oss_ext import contest, cpu, solvers
 from oss_ext.arguments import one_of
 from oss_ext.baselines import uniform
 from oss_ext.checkpoint import LEAST_BYTES
@@ -210,7 +210,7 @@ def _write(
         said.append(f"wrote {picture}")
     if out is not None:
         judged = [s for s in scores if isinstance(s, Score)]
-        nothing = torch.full((held_out.samples,), torch.nan, dtype=torch.float64)
+        nothing = cpu.full((held_out.samples,), torch.nan, dtype=torch.float64)
         run_of(
             model,
             searched or held_out,
@@ -289,7 +289,7 @@ def _teacher_of(
         raise click.UsageError("the schedules have different teachers; compare them one by one")
     times_, solver = grids.pop()
     model = load_for(loaded, choice, force)
-    return model, torch.tensor(times_, dtype=torch.float64), solver
+    return model, cpu.tensor(times_, dtype=torch.float64), solver
 
 
 def _from_files(

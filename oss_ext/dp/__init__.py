@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oss_ext import arguments, solvers
+from oss_ext import arguments, cpu, solvers
 from oss_ext.dp.euler import EulerSteps
 from oss_ext.dp.orders import OrderSteps
 from oss_ext.dp.stages import StageSteps
@@ -109,7 +109,7 @@ def run(
     check_metric(solver, metric)
     live = first_sources(trajectory, reduce, start)
     if allowed is None:
-        allowed = torch.ones(steps, 1, 1, dtype=torch.bool)
+        allowed = cpu.ones(steps, 1, 1, dtype=torch.bool)
     else:
         allowed = _check_allowed(allowed, steps, reduce, live)
     onward = torch.cat([allowed[1:], torch.zeros_like(allowed[:1])])
@@ -188,7 +188,7 @@ def _check_allowed(allowed: Tensor, steps: int, reduce: str, live: Tensor) -> Te
         got = f"{allowed.dtype} of shape {tuple(allowed.shape)}"
         raise ValueError(f"allowed: expected bool of shape {expected}, got {got}")
     allowed = allowed.cpu().reshape(steps, rows, -1)
-    number = torch.arange(rows)[:, None]
+    number = cpu.arange(rows)[:, None]
     for k in range(steps):
         # What a step can reach lies below the highest of its sources.
         top = torch.where(live & allowed[k], number, 0).amax(dim=0)

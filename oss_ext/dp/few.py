@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from oss_ext import ops
+from oss_ext import cpu, ops
 from oss_ext.dp.table import FEW, errors, source_chunks
 from oss_ext.metrics import EvaluatedMetric, StateMetric
 from oss_ext.models.evaluation import Evaluator
@@ -109,7 +109,7 @@ class Judge:
         self._metric = metric if isinstance(metric, EvaluatedMetric) else None
         module = None if self._metric is None else self._metric.module
         self._hidden = None if module is None else Hidden(evaluator.model, module)
-        self._known = torch.zeros(self._teacher.shape[:2], dtype=torch.bool)
+        self._known = cpu.zeros(self._teacher.shape[:2], dtype=torch.bool)
         self._features: Tensor | None = None  # the teacher's, in rows that are known
 
     @staticmethod
@@ -124,7 +124,7 @@ class Judge:
         if not isinstance(metric, EvaluatedMetric):
             return [Held("candidates", 3 * array)]  # two, and those chosen of them
         state, hidden = trajectory.states[-1], None
-        samples = torch.arange(min(len(state), evaluator.block))
+        samples = cpu.arange(min(len(state), evaluator.block))
         looking = None if metric.module is None else Hidden(evaluator.model, metric.module)
         with looking or nullcontext():
             velocity = evaluator.at(state[samples], float(trajectory.times[-1]), samples)

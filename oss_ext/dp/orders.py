@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from oss_ext import ops
+from oss_ext import cpu, ops
 from oss_ext.dp.few import Candidates, Judge, nearest
 from oss_ext.dp.table import chunk_bytes, errors, fill_rows, of_costs
 from oss_ext.metrics import AffineMetric, EvaluatedMetric, Sources, StateMetric
@@ -74,7 +74,7 @@ class OrderSteps:
         # Earlier outputs, newest first, and where in each the history of a row is [N+1, columns].
         self._outputs: list[Tensor] = []
         self._back: list[Tensor] = []
-        self._arrived = torch.zeros(rows, columns, dtype=torch.int64)
+        self._arrived = cpu.zeros(rows, columns, dtype=torch.int64)
 
     @staticmethod
     def held(
@@ -98,7 +98,7 @@ class OrderSteps:
             held.append(Held("states that follow", array))
         # What the metric copies of these, as seen on a row.
         row, t = trajectory.states[-1:], trajectory.times[-1:]
-        live = torch.ones(1, samples, dtype=torch.bool)
+        live = cpu.ones(1, samples, dtype=torch.bool)
         compared, _ = metric.sources(Sources([row] * (2 + outputs), t, live, 1))
         seen = [*compared, metric.targets(row, row, 1)]
         own = row.untyped_storage().data_ptr()
@@ -163,7 +163,7 @@ class OrderSteps:
 
         def made_for(source: Tensor) -> tuple[Tensor, Tensor, list[int]]:
             given, terms = self._coefficients(
-                orders, fixed, source[:, None, None], torch.arange(rows)[None, :, None]
+                orders, fixed, source[:, None, None], cpu.arange(rows)[None, :, None]
             )
             index = self._rows(source[:, None]).expand(-1, -1, samples)
             if of_sources is None:
@@ -181,7 +181,7 @@ class OrderSteps:
             )  # fmt: skip
             tried.append(parent)
             state = self._moved(basis, orders, fixed, parent, chosen)
-            yield Candidates(parent, torch.tensor([0, *orders])[chosen + 1], state, cost)
+            yield Candidates(parent, cpu.tensor([0, *orders])[chosen + 1], state, cost)
 
     def _orders(self, fixed: bool) -> list[int]:
         """The orders that a step may have now, ascending."""
@@ -199,13 +199,13 @@ class OrderSteps:
         The last axis of ``source`` is the history's: one, or the samples. A step that there is not
         has NaN for its first coefficient. Also the number of terms of every order.
         """
-        column = torch.arange(self._arrived.shape[1])
+        column = cpu.arange(self._arrived.shape[1])
         times = [self._times[source], *(self._times[back[source, column]] for back in self._back)]
         t_next, arrived = self._times[target], self._arrived[source, column]
         # torch.broadcast_shapes would import a computer algebra: 32 MiB, and a second.
         shape = torch.broadcast_tensors(source, target, arrived)[0].shape
-        given = torch.zeros(len(orders), 2 + len(self._outputs), *shape, dtype=torch.float64)
-        highest = torch.tensor([self._highest(t) for t in self._times.tolist()])[target]
+        given = cpu.zeros(len(orders), 2 + len(self._outputs), *shape, dtype=torch.float64)
+        highest = cpu.tensor([self._highest(t) for t in self._times.tolist()])[target]
         terms = []
         for o, order in enumerate(orders):
             values = self._solver.coefficients(order, times, t_next, arrived)
@@ -223,7 +223,7 @@ class OrderSteps:
 
         Rows that nothing reached have no history, but they are no sources either.
         """
-        column = torch.arange(self._arrived.shape[1])
+        column = cpu.arange(self._arrived.shape[1])
         own = source.expand(len(source), len(column))
         back = [rows[source, column].clamp(min=0) for rows in self._back]
         return torch.stack([own, own, *back])
@@ -239,11 +239,11 @@ class OrderSteps:
         """The state of every row, moved from its parent in the order chosen."""
         rows, samples = self._teacher.shape[:2]
         source, device = parent.clamp(min=0), self._state.device
-        all_given, terms = self._coefficients(orders, fixed, source, torch.arange(rows)[:, None])
+        all_given, terms = self._coefficients(orders, fixed, source, cpu.arange(rows)[:, None])
         pick = chosen.clamp(min=0)[None, None].expand(1, *all_given.shape[1:])
         given, index = all_given.gather(0, pick)[0], self._rows(source)
-        used = torch.tensor(terms)[chosen.clamp(min=0)]
-        left_out = (torch.arange(len(basis))[:, None, None] >= used) | (parent < 0)
+        used = cpu.tensor(terms)[chosen.clamp(min=0)]
+        left_out = (cpu.arange(len(basis))[:, None, None] >= used) | (parent < 0)
         given = torch.where(left_out, 0.0, given).expand(-1, -1, samples)
         index = torch.where(left_out, -1, index).expand(-1, -1, samples)
         return ops.dp_combine(basis, index.to(device), given.to(device))
@@ -254,6 +254,6 @@ class OrderSteps:
         for row, parts in enumerate(zip(of_state.tolist(), of_velocity.tolist(), strict=True)):
             both = [tensor[row].to(of_costs(tensor)) for tensor in (self._state, velocity)]
             velocity[row] = combine(both, parts)
-        column, keep = torch.arange(parent.shape[1]), slice(self._solver.remembers)
+        column, keep = cpu.arange(parent.shape[1]), slice(self._solver.remembers)
         self._back = [parent, *(rows[parent, column] for rows in self._back)][keep]
         self._outputs = [velocity, *self._outputs][keep]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.dp.few import Candidates, Judge, nearest
 from oss_ext.dp.table import errors, fill_rows, of_costs
 from oss_ext.metrics import EvaluatedMetric, StateMetric
@@ -99,7 +100,7 @@ class StageSteps:
 
     def _orders(self, t: Tensor) -> Tensor:
         """The highest orders of steps from ``t`` ``[N+1, ...]`` to the times of the rows."""
-        highest = torch.tensor([self._solver.highest_order(0, s) for s in self._times.tolist()])
+        highest = cpu.tensor([self._solver.highest_order(0, s) for s in self._times.tolist()])
         highest = highest.view(-1, *[1] * (t.dim() - 1)).expand_as(t)
         return torch.where(t == 1, highest.clamp(max=self._solver.from_noise), highest)
 
@@ -113,7 +114,7 @@ class StageSteps:
         )
 
         def made_for(source: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-            given = torch.ones(1, 2, len(source), rows, columns, dtype=torch.float64)
+            given = cpu.ones(1, 2, len(source), rows, columns, dtype=torch.float64)
             given[0, 1] = (self._times[None, :] - self._times[source][:, None])[..., None]
             return given, source[:, None].expand(2, len(source), samples), [2]
 
@@ -132,7 +133,7 @@ class StageSteps:
         samples = self._teacher.shape[1]
         after = torch.zeros_like(self._teacher)
         # One column after the other: the times of its stages are its own.
-        groups = torch.arange(samples).chunk(source.shape[1])
+        groups = cpu.arange(samples).chunk(source.shape[1])
         for column, group in enumerate(groups):
             from_row = source[:, column].clamp(min=0)
             place = group.to(after.device)
@@ -154,7 +155,7 @@ class StageSteps:
                 moved = _sum(basis, affine(self._solver.output, begin, s, weights[stage]))
                 if stage < len(between):
                     slope = torch.empty_like(moved)
-                    everyone = torch.ones(len(kept), len(group)).nonzero()
+                    everyone = cpu.ones(len(kept), len(group)).nonzero()
                     self._evaluator.fill(slope, moved, s, everyone, group)
                     basis.append(_sum([moved, slope], list(OUTPUTS[self._solver.output](s))))
             after[kept.to(x.device)] = moved

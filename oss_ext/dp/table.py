@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.models.base import Kept, There
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.schedule import REDUCTIONS, STARTS
@@ -79,7 +79,7 @@ class Table:
 
     def paths(self, steps: int) -> Tensor:
         """``backtrack`` of every sample of an instance search, int64 ``[B, steps + 1]``."""
-        return torch.tensor([self.backtrack(steps, b) for b in range(self.parent.shape[2])])
+        return cpu.tensor([self.backtrack(steps, b) for b in range(self.parent.shape[2])])
 
     def orders(self, rows: Sequence[int], sample: int = 0) -> tuple[int, ...]:
         """The orders of the steps along ``rows``, a path that ``backtrack`` gave; () for Euler."""
@@ -115,7 +115,7 @@ def first_sources(trajectory: Trajectory, reduce: str, start: str) -> Tensor:
     """Sources of the first step, bool ``[N+1, B]``; ``ValueError`` for an unknown option."""
     arguments.one_of("reduce", reduce, REDUCTIONS)
     arguments.one_of("start", start, STARTS)
-    live = torch.zeros(trajectory.steps + 1, trajectory.samples, dtype=torch.bool)
+    live = cpu.zeros(trajectory.steps + 1, trajectory.samples, dtype=torch.bool)
     live[1 if start == "free" else trajectory.steps :] = True
     return live
 
@@ -145,7 +145,7 @@ COEFFICIENT_BYTES = 2**25
 
 def source_chunks(rows: int, bytes_per_source: int) -> Iterator[Tensor]:
     """Rows 1 to N, in the chunks of sources that coefficients are made for at once."""
-    yield from torch.arange(1, rows).split(max(1, COEFFICIENT_BYTES // bytes_per_source))
+    yield from cpu.arange(1, rows).split(max(1, COEFFICIENT_BYTES // bytes_per_source))
 
 
 def chunk_bytes(rows: int, bytes_per_source: int) -> int:
@@ -170,7 +170,7 @@ def errors(states: Tensor, teacher: Tensor, parent: Tensor) -> Tensor:
 
     Inf where ``parent`` ``[N+1, B or 1]`` is -1. Row by row: nothing as large as the states.
     """
-    found = torch.full(states.shape[:2], torch.inf, dtype=torch.float64)
+    found = cpu.full(states.shape[:2], torch.inf, dtype=torch.float64)
     for row, x in enumerate(states):
         error = (x - teacher[row]).double().square().flatten(1).mean(dim=1).cpu()
         found[row] = torch.where(parent[row] >= 0, error, torch.inf)

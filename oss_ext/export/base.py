@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.noise import FlowPath, Path, VPPath, distinct, shifted, unshifted
 from oss_ext.schedule import Schedule
 from oss_ext.solvers import get
@@ -105,7 +106,7 @@ class Format:
             raise ExportError(
                 f"{self.name}: expected a schedule of a flow model, got one of a {path.name} path"
             )
-        sigma = float(path.sigmas(torch.tensor([first], dtype=torch.float64)))
+        sigma = float(path.sigmas(cpu.tensor([first], dtype=torch.float64)))
         if self.final_zero is not None and not math.isfinite(sigma):
             raise ExportError(
                 f"{self.name}: the schedule starts at pure noise, where sigma is infinite, and "
@@ -193,7 +194,7 @@ def whole_timesteps(schedule: Schedule, shift: float = 1.0) -> list[int]:
     """
     flow = isinstance(schedule.path, FlowPath)
     if flow:
-        times = torch.tensor(schedule.times[:-1], dtype=torch.float64)
+        times = cpu.tensor(schedule.times[:-1], dtype=torch.float64)
         values = (1000 * unshifted(times, shift)).tolist()
     elif isinstance(schedule.path, VPPath):
         values = list(schedule.timesteps)

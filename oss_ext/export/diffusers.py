@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.arguments import takes
 from oss_ext.export.base import NOISE_APART, ExportError
 from oss_ext.export.diffusers_attach import (
@@ -75,7 +76,7 @@ def arguments(
         _check_noise(schedule, host)
     check_shift(schedule, host, mu, force)
     known = inspect.signature(type(scheduler).set_timesteps).parameters
-    times = torch.tensor(schedule.times, dtype=torch.float64)
+    times = cpu.tensor(schedule.times, dtype=torch.float64)
     sigmas = host.sigmas(times)
     if "sigmas" in known and (host.state == "flow" or host.state == "ve"):
         given: dict[str, Any] = {"sigmas": _before_shift(host, sigmas, mu)}
@@ -86,7 +87,7 @@ def arguments(
     trial = copy.deepcopy(scheduler)
     shift = {"mu": mu} if mu is not None and "mu" in known else {}
     trial.set_timesteps(**given, **shift)
-    _check_result(given, torch.as_tensor(trial.sigmas).double(), sigmas, host)
+    _check_result(given, cpu.as_tensor(trial.sigmas).double(), sigmas, host)
     if not force:
         _check_steps(schedule, trial)
     if "sigmas" in given and searched_for is not None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.arguments import takes
 from oss_ext.export.base import ExportError
 from oss_ext.hosts import (
@@ -64,9 +65,9 @@ def check_shift(
         return  # a stretched grid is even before another shift
     theirs = host.shift(mu)
     if theirs is not None and before is not None and len(before) > 0:
-        given = torch.as_tensor(before, dtype=torch.float64).flatten().flip(0)
+        given = cpu.as_tensor(before, dtype=torch.float64).flatten().flip(0)
         theirs *= shift_of(torch.cat([given.new_zeros(1), given])) or 1.0
-    grid = torch.tensor(schedule.teacher_times, dtype=torch.float64)
+    grid = cpu.tensor(schedule.teacher_times, dtype=torch.float64)
     ours = shift_of(grid) or shift_of(grid[:-1])  # a part's last may be no time of the teacher's
     if ours is None or theirs is None or abs(math.log(ours / theirs)) < SHIFT_TOLERANCE:
         return
@@ -87,10 +88,10 @@ def first_scale(schedule: Schedule, host: Host) -> float:
 def told_timesteps(schedule: Schedule, host: Host) -> Tensor:
     """What the network is told in every step, ``[steps]`` float64: as in the search, if the host
     can tell it that."""
-    told = torch.tensor(schedule.timesteps, dtype=torch.float64)
+    told = cpu.tensor(schedule.timesteps, dtype=torch.float64)
     fractions = host.whole_timesteps and bool((told != told.round()).any())
     if fractions or not same_clock(schedule.path, host.path):
-        told = host.timesteps(torch.tensor(schedule.times[:-1], dtype=torch.float64))
+        told = host.timesteps(cpu.tensor(schedule.times[:-1], dtype=torch.float64))
     return told
 
 
@@ -120,7 +121,7 @@ class Scheduled(StandIn):
 
     def begin(self, device: Any = None) -> None:
         """Before the first step."""
-        times = torch.tensor(self.schedule.times, dtype=torch.float64)
+        times = cpu.tensor(self.schedule.times, dtype=torch.float64)
         self.timesteps = told_timesteps(self.schedule, self.host).to(
             device=device, dtype=torch.int64 if self.host.whole_timesteps else torch.float32
         )
@@ -155,7 +156,7 @@ class Scheduled(StandIn):
 
         None anywhere else, where noise is added as the host does it.
         """
-        at = torch.as_tensor(timestep).flatten()
+        at = cpu.as_tensor(timestep).flatten()
         if at.numel() == 0:
             raise ExportError(self._part_way("beyond the last step"))
         self._asked_for_start = True
@@ -186,7 +187,8 @@ class Scheduled(StandIn):
         if self._step_index is None:
             k = self._begin_index
             if k is None:
-                wanted = torch.as_tensor(timestep).to(self.timesteps).flatten()[0]
+                at = torch.as_tensor(timestep, device=self.timesteps.device)
+                wanted = at.to(self.timesteps).flatten()[0]
                 k = int((self.timesteps - wanted).abs().argmin())
             self._check_start(k)
             self._step_index = k

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.hosts import Host
 from oss_ext.schedule import Schedule
 from oss_ext.solvers import get, integrate
@@ -29,7 +30,7 @@ class _Network:
     def __init__(self, host: Host, timesteps: Tensor) -> None:
         self._host, self._told = host, timesteps.double().cpu()
         generator = torch.Generator().manual_seed(0)
-        self._away = torch.randn(len(timesteps), STATE, generator=generator, dtype=torch.float64)
+        self._away = cpu.randn(len(timesteps), STATE, generator=generator, dtype=torch.float64)
 
     def __call__(self, state: Tensor, told: float) -> Tensor:
         nearest = int((self._told - told).abs().argmin())  # the first of those that are repeated
@@ -37,7 +38,7 @@ class _Network:
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """Of it in flow coordinates."""
-        told = float(self._host.timesteps(torch.tensor([t], dtype=torch.float64)))
+        told = float(self._host.timesteps(cpu.tensor([t], dtype=torch.float64)))
         return self._host.velocity(self(self._host.input_scale(t) * x, told), x, t)
 
 
@@ -54,7 +55,7 @@ def takes_steps_of(
         orders: of its steps; none: the usual ones.
     """
     network, times = _Network(host, scheduler.timesteps), schedule.times
-    x = torch.linspace(-1, 1, STATE, dtype=torch.float64)[None] * host.noise_scale(times[0])
+    x = cpu.linspace(-1, 1, STATE, dtype=torch.float64)[None] * host.noise_scale(times[0])
     *_, end = integrate(get(solver), network.velocity, x, times, orders)
     state = (x * host.scale(times[0])).float()
     shows = hasattr(type(scheduler), "scale_model_input")  # those of flow models show the state

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.noise import FlowPath, Path, distinct, velocity_of
 
 # Hosts make timesteps of float32 sigmas and may then cut off the fraction: how far below a whole
@@ -160,17 +161,17 @@ class Host:
         Repeated ones (two-stage solvers, PNDM) count once.
         """
         if "sigmas" in vars(self.scheduler):
-            sigmas = torch.as_tensor(self.scheduler.sigmas, dtype=torch.float64, device="cpu")
+            sigmas = cpu.as_tensor(self.scheduler.sigmas, dtype=torch.float64)
             if self.state == "flow" and float(sigmas.max()) > 1 + 1e-6:
                 raise ValueError(
                     f"scheduler: {self.name} has sigmas up to {float(sigmas.max()):.4g} here, but "
                     "those of a flow path end at 1"
                 )
             return distinct(self.flow_times(sigmas))
-        timesteps = torch.as_tensor(self.scheduler.timesteps, dtype=torch.float64, device="cpu")
+        timesteps = cpu.as_tensor(self.scheduler.timesteps, dtype=torch.float64)
         final = float(self.scheduler.final_alpha_cumprod)
         end = math.sqrt(max(1 - final, 0.0))
-        clean = torch.tensor([end / (end + math.sqrt(final))], dtype=torch.float64)
+        clean = cpu.tensor([end / (end + math.sqrt(final))], dtype=torch.float64)
         times = self.path.flow_times(timesteps)
         # The level of the first timestep is no step away from that timestep.
         times = times[times > clean]

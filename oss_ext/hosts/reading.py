@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.hosts.base import Host
 from oss_ext.noise import FlowPath, Path, VEPath, VPPath
 
@@ -121,8 +122,8 @@ def _own_steps(host: Host) -> tuple[Tensor, Tensor] | None:
     scheduler = host.scheduler
     if "sigmas" not in vars(scheduler) or getattr(scheduler, "num_inference_steps", None) is None:
         return None
-    sigmas = torch.as_tensor(scheduler.sigmas, dtype=torch.float64, device="cpu")
-    told = torch.as_tensor(scheduler.timesteps, dtype=torch.float64, device="cpu").clone()
+    sigmas = cpu.as_tensor(scheduler.sigmas, dtype=torch.float64)
+    told = cpu.as_tensor(scheduler.timesteps, dtype=torch.float64).clone()
     return (host.flow_times(sigmas[:-1]), told) if len(sigmas) == len(told) + 1 else None
 
 
@@ -169,7 +170,7 @@ def _refuse_noise_and_clipping(name: str, config: Any) -> None:
 
 def _vp_path(scheduler: Any) -> VPPath:
     """By the recipe of its betas if that gives the scheduler's own levels, else by the levels."""
-    config, bars = scheduler.config, torch.as_tensor(scheduler.alphas_cumprod, device="cpu")
+    config, bars = scheduler.config, cpu.as_tensor(scheduler.alphas_cumprod)
     recipe = BETAS.get(config.get("beta_schedule", ""), "")
     if recipe:
         path = VPPath(

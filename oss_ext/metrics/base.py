@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 
 HOWS = ("first", "even", "random")
 
@@ -118,7 +118,7 @@ class Selection:
                 tensor = every.narrow(dim, 0, count)
             else:
                 generator = torch.Generator().manual_seed(self.seed + 1_000_003 * step + dim)
-                chosen = torch.randperm(there, generator=generator)[:count].sort().values
+                chosen = cpu.randperm(there, generator=generator)[:count].sort().values
                 tensor = tensor.index_select(dim, chosen.to(tensor.device))
         return tensor
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.metrics.base import AffineMetric, Sources
 
 Features = Callable[[Tensor], Tensor]
@@ -48,11 +48,11 @@ class FeatureMetric(AffineMetric):
             return state[row, column] - t * velocity[row, column]
 
         features = self._of(clean, given.live)
-        return [features], torch.ones(1, len(given.times), dtype=torch.float64)
+        return [features], cpu.ones(1, len(given.times), dtype=torch.float64)
 
     def targets(self, states: Tensor, x0: Tensor | None, step: int) -> Tensor:
         assert x0 is not None
-        everything = torch.ones(x0.shape[:2], dtype=torch.bool)
+        everything = cpu.ones(x0.shape[:2], dtype=torch.bool)
         features = self._of(lambda rows: x0[rows[:, 0], rows[:, 1]], everything)
         if not bool(features.isfinite().all()):
             raise ValueError(

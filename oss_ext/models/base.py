@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.noise import FLOW, Path
 
 T = TypeVar("T")
@@ -166,8 +166,7 @@ class Model(abc.ABC):
         seed = arguments.whole_number("seed", seed, least=0)
         generator = torch.Generator("cpu").manual_seed(seed)
         rows = [  # alike whatever the process's defaults are
-            torch.randn(self.shape, generator=generator, dtype=torch.float32, device="cpu")
-            for _ in range(batch)
+            cpu.randn(self.shape, generator=generator, dtype=torch.float32) for _ in range(batch)
         ]
         scale = self.path.noise_scale(self.path.span[1] if start is None else start)
         return (scale * torch.stack(rows)).to(device=self.device, dtype=self.dtype)

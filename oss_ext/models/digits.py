@@ -62,7 +62,8 @@ def load(
     """
     labels = [labels] if isinstance(labels, int) else labels  # `--set labels=3` has no comma
     file = resources.files("oss_ext.models") / "weights" / "digits.safetensors"
-    net = DigitsUNet().float()  # whatever the process's default is
+    with torch.device("cpu"):
+        net = DigitsUNet().float()  # whatever the process's defaults are
     weights = load_safetensors(file.read_bytes())
     net.load_state_dict({name: value.float() for name, value in weights.items()})
     # Channels-last convolutions are the faster ones on a CPU.

@@ -16,7 +16,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.events import tell
 from oss_ext.models.base import Kept, Leg, Model, Request, T, There, check_output
 from oss_ext.scratch import Held
@@ -91,7 +91,7 @@ class Evaluator:
                 time, in this process, and one that runs out of memory is not made again: what it
                 left could not be told from what the next one gives.
         """
-        samples = torch.arange(states.shape[1]) if samples is None else samples
+        samples = cpu.arange(states.shape[1]) if samples is None else samples
         at_once = 1 if looks_inside else self.model.at_once
         blocks = deque(self._blocks(rows, samples))
         while blocks:
@@ -124,10 +124,10 @@ class Evaluator:
         Raises:
             NonFiniteError: the model returned NaN or inf, naming time and sample.
         """
-        rows = torch.stack([torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x))], dim=1)
+        rows = torch.stack([cpu.zeros(len(x), dtype=torch.int64), cpu.arange(len(x))], dim=1)
         out = torch.empty_like(x)[None]
         before, self.first_bad = self.first_bad, {}
-        self.fill(out, x[None], torch.tensor([t], dtype=torch.float64), rows, samples)
+        self.fill(out, x[None], cpu.tensor([t], dtype=torch.float64), rows, samples)
         bad, self.first_bad = self.describe_bad(), {**before, **self.first_bad, **before}
         if bad:
             raise NonFiniteError(bad)
@@ -140,11 +140,11 @@ class Evaluator:
         """
         requests, places = [], []
         for x, t, samples in asked:
-            rows = torch.stack([torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x))], 1)
+            rows = torch.stack([cpu.zeros(len(x), dtype=torch.int64), cpu.arange(len(x))], 1)
             block, *more = self._blocks(rows, samples)
             if more:
                 return None
-            times = torch.tensor([t], dtype=torch.float64)
+            times = cpu.tensor([t], dtype=torch.float64)
             place, request = self._request(block, x[None], times, samples)
             requests.append(request)
             places.append(place)
@@ -161,9 +161,9 @@ class Evaluator:
 
     def counted(self) -> dict[str, Tensor]:
         """What ``go_on`` takes."""
-        bad = torch.tensor(list(self.first_bad.items()), dtype=torch.float64)
+        bad = cpu.tensor(list(self.first_bad.items()), dtype=torch.float64)
         bad = bad.reshape(len(self.first_bad), 2)
-        return {_COUNTS: torch.tensor([self.nfe, self.block]), _BAD: bad}
+        return {_COUNTS: cpu.tensor([self.nfe, self.block]), _BAD: bad}
 
     def go_on(self, there: There) -> None:
         """From what ``counted`` said."""
@@ -255,12 +255,12 @@ class Evaluator:
         """
         if not self.model.slots:
             taken = torch.cat([block, block[-1:].expand(self.block - len(block), 2)])
-            return torch.arange(len(block)), taken, samples[taken[:, 1]]
+            return cpu.arange(len(block)), taken, samples[taken[:, 1]]
         place = samples[block[:, 1]] % self.block
         taken = block[:1].repeat(self.block, 1)
         taken[place] = block
         first = int(samples[block[0, 1]]) // self.block * self.block
-        return place, taken, torch.arange(first, first + self.block)
+        return place, taken, cpu.arange(first, first + self.block)
 
 
 _COUNTS, _BAD = "counts", "bad"

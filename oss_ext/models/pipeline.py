@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.hosts import original_of, read_host
 from oss_ext.models.base import Model, hash_of
 from oss_ext.models.pipeline_call import check_call, count_items, select
@@ -179,7 +179,7 @@ class PipelineModel(Model):
         t, rows = float(self._grid(run)[-1]), torch.arange(self.slots, device=self.device)
         x = run.first.sample[: self.slots].float() / self.host.scale(t)
         first = self.host.velocity(run.first.output[: self.slots].to(x.device), x, t)
-        again = self(x, torch.tensor([t], dtype=torch.float64), rows)
+        again = self(x, cpu.tensor([t], dtype=torch.float64), rows)
         self.nfe_probe += self.slots
         apart = float((again - first).norm() / first.norm())
         if apart > STEADY:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.hosts import Host, StandIn, StepOutput, check_step, read_host, stand_in
 
 
@@ -82,7 +83,7 @@ class Recorder(StandIn):
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
     ) -> StepOutput:
-        timestep = torch.as_tensor(timestep)
+        timestep = cpu.as_tensor(timestep)
         check_step(options)
         if self._given is None:
             # Image-to-image pipelines start part-way.

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 
 SPAN_TOLERANCE = 1e-5
 """Hosts count time in float32: how far past its ends a path still takes a time for the end."""
@@ -74,7 +74,7 @@ class Path(abc.ABC):
 
         Hosts start from noise of the size ``beta``, and from unscaled noise on a flow path.
         """
-        alpha, beta = self.alpha_beta(torch.tensor(t, dtype=torch.float64))
+        alpha, beta = self.alpha_beta(cpu.tensor(t, dtype=torch.float64))
         return float(beta / (alpha + beta))
 
     def within_span(self, t: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Path(abc.ABC):
 def as_numbers(name: str, values: Any) -> Tensor:
     """A copy of ``values`` as float64 on the CPU; ``ValueError`` if they are no numbers."""
     try:
-        return torch.as_tensor(values, dtype=torch.float64, device="cpu").clone()
+        return cpu.as_tensor(values, dtype=torch.float64).clone()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{name}: expected [N+1] numbers, got {values!r:.100}") from None
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.noise.base import Path
 
 MAX_MU = 100.0  # e^100 leaves no time but the ends
@@ -86,7 +86,7 @@ def shift_of(times: Tensor) -> float | None:
 
     low, high = -math.log(MAX_SHIFT), math.log(MAX_SHIFT)
     for _ in range(4):  # each search is 50 times finer than the one before
-        candidates = torch.linspace(low, high, 201, dtype=torch.float64)
+        candidates = cpu.linspace(low, high, 201, dtype=torch.float64)
         error = unevenness(candidates.exp())
         best = float(candidates[error.argmin()])
         low, high = best - (high - low) / 100, best + (high - low) / 100
@@ -118,7 +118,7 @@ def flow_grid(
     if mu is not None:
         shift = math.exp(arguments.between("mu", arguments.number("mu", mu), -MAX_MU, MAX_MU))
     shift = arguments.number("shift", shift, positive=True)
-    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    u = cpu.linspace(0, 1, steps + 1, dtype=torch.float64)
     times = shifted(u, shift)
     if terminal is not None:
         terminal = arguments.between("terminal", terminal, 0, 1)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.noise.base import Path, as_numbers, check_grid
 
 CLOCKS = ("sigma", "log")
@@ -78,8 +78,8 @@ def karras_grid(
     """
     rho = arguments.number("rho", rho, positive=True)
     first, last, steps = _check_levels(steps, sigma_min, sigma_max)
-    ramp = torch.linspace(first ** (1 / rho), last ** (1 / rho), steps, dtype=torch.float64)
-    return sigma_grid(torch.cat([torch.zeros(1, dtype=torch.float64), ramp**rho]))
+    ramp = cpu.linspace(first ** (1 / rho), last ** (1 / rho), steps, dtype=torch.float64)
+    return sigma_grid(torch.cat([cpu.zeros(1, dtype=torch.float64), ramp**rho]))
 
 
 def exponential_grid(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
@@ -89,8 +89,8 @@ def exponential_grid(steps: int, sigma_min: float = 0.002, sigma_max: float = 80
         ValueError: as ``karras_grid``.
     """
     first, last, steps = _check_levels(steps, sigma_min, sigma_max)
-    ramp = torch.linspace(math.log(first), math.log(last), steps, dtype=torch.float64)
-    return sigma_grid(torch.cat([torch.zeros(1, dtype=torch.float64), ramp.exp()]))
+    ramp = cpu.linspace(math.log(first), math.log(last), steps, dtype=torch.float64)
+    return sigma_grid(torch.cat([cpu.zeros(1, dtype=torch.float64), ramp.exp()]))
 
 
 def _check_levels(steps: int, sigma_min: float, sigma_max: float) -> tuple[float, float, int]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oss_ext import arguments
+from oss_ext import arguments, cpu
 from oss_ext.noise.base import Path, check_grid
 
 STABLE_DIFFUSION = (0.00085, 0.012)
@@ -81,9 +81,9 @@ class VPPath(VariancePreserving):
         """``alphas_cumprod`` as a tuple, and how many there are."""
         values: Any = self.alphas_cumprod
         try:
-            numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+            numbers = cpu.as_tensor(values, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            numbers = torch.empty(0)
+            numbers = cpu.empty(0)
         if numbers.dim() != 1 or len(numbers) < 2:
             raise ValueError(f"alphas_cumprod: expected 2 or more numbers, got {values!r:.100}")
         object.__setattr__(self, "alphas_cumprod", tuple(numbers.tolist()))
@@ -93,7 +93,7 @@ class VPPath(VariancePreserving):
     def knots(self) -> Tensor:
         """The flow times of the timesteps 0 to T - 1, ``[T]`` float64 ascending."""
         if self.alphas_cumprod is not None:
-            log_bar = torch.tensor(self.alphas_cumprod, dtype=torch.float64).log()
+            log_bar = cpu.tensor(self.alphas_cumprod, dtype=torch.float64).log()
         else:
             log_bar = torch.log1p(-self._make_betas()).cumsum(0)
         alpha = (log_bar / 2).exp()
@@ -107,14 +107,14 @@ class VPPath(VariancePreserving):
     def _make_betas(self) -> Tensor:
         count = self.train_steps
         if self.betas == "cosine":
-            u = torch.arange(count + 1, dtype=torch.float64) / count
+            u = cpu.arange(count + 1, dtype=torch.float64) / count
             bar = torch.cos((u + 0.008) / 1.008 * (math.pi / 2)) ** 2
             return (1 - bar[1:] / bar[:-1]).clamp(max=MAX_BETA)
         assert self.beta_start is not None
         assert self.beta_end is not None
         power = 0.5 if self.betas == "scaled_linear" else 1.0
         ends = self.beta_start**power, self.beta_end**power
-        return torch.linspace(*ends, count, dtype=torch.float64) ** (1 / power)
+        return cpu.linspace(*ends, count, dtype=torch.float64) ** (1 / power)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -179,7 +179,7 @@ class VPContinuousPath(VariancePreserving):
 
     @property
     def span(self) -> tuple[float, float]:
-        ends = torch.tensor([self.first, 1], dtype=torch.float64) * self.scale
+        ends = cpu.tensor([self.first, 1], dtype=torch.float64) * self.scale
         first, last = self.flow_times(ends).tolist()
         return first, last
 
@@ -199,9 +199,9 @@ class VPContinuousPath(VariancePreserving):
     def grid(self, steps: int) -> Tensor:
         """Uniform in ``s``, from 1 down to ``first`` or a step above the clean end, and that."""
         steps = arguments.whole_number("steps", steps)
-        s = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        s = cpu.linspace(0, 1, steps + 1, dtype=torch.float64)
         if steps > 1 and s[1] < self.first:
-            s[1:] = torch.linspace(self.first, 1, steps, dtype=torch.float64)
+            s[1:] = cpu.linspace(self.first, 1, steps, dtype=torch.float64)
         return self.flow_times(self.scale * s)
 
 
@@ -250,6 +250,6 @@ def ddim_grid(
         ValueError: bad arguments, or timesteps that repeat.
     """
     arguments.one_of("final", final, FINALS)
-    timesteps = torch.tensor(ddim_timesteps(path, steps, spacing, offset), dtype=torch.float64)
-    end = torch.zeros(1, dtype=torch.float64) if final == "clean" else path.knots[:1]
+    timesteps = cpu.tensor(ddim_timesteps(path, steps, spacing, offset), dtype=torch.float64)
+    end = cpu.zeros(1, dtype=torch.float64) if final == "clean" else path.knots[:1]
     return check_grid(torch.cat([end, path.flow_times(timesteps.flip(0))]))

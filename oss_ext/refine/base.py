@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext import solvers
+from oss_ext import cpu, solvers
 from oss_ext.models.base import AHEAD_BYTES
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
 from oss_ext.schedule import Objective
@@ -78,7 +78,7 @@ class Runner:
 
     def groups(self, samples: Sequence[int]) -> Iterator[Tensor]:
         """``samples`` in the groups that are run at once."""
-        yield from torch.tensor(list(samples)).split(self._group)
+        yield from cpu.tensor(list(samples)).split(self._group)
 
     def orders_of(self, rows: Rows, orders: Orders) -> Orders:
         """What the steps of ``rows`` are taken in: ``orders`` as far as there are such steps.
@@ -256,7 +256,7 @@ class Race:
         self.orders, self.last_row = orders, runner.last_row
         self.first = int(objective.start == "pinned")
         self.trials = 0
-        seen = torch.tensor([len(group) for group in self._groups]).cumsum(0)
+        seen = cpu.tensor([len(group) for group in self._groups]).cumsum(0)
         self.front = self._groups[: int((seen < LEAST_SEEN).sum()) + 1]
 
     @property
@@ -327,7 +327,7 @@ def most_kept(
 def fine_times(trajectory: Trajectory, fineness: int) -> list[float]:
     """Flow times of the teacher's rows, with ``fineness - 1`` between each two of them."""
     times = trajectory.times
-    shares = torch.arange(fineness, dtype=torch.float64) / fineness
+    shares = cpu.arange(fineness, dtype=torch.float64) / fineness
     between = times[:-1, None] + shares * times.diff()[:, None]
     between[:, 0] = times[:-1]
     return [*between.flatten().tolist(), float(times[-1])]

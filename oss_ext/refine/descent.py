@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.events import tell
 from oss_ext.models.base import Kept, There, to_kept, to_text
 from oss_ext.models.evaluation import Evaluator
@@ -54,8 +55,8 @@ class Refinement:
         return {
             "schedule": to_kept(self.schedule.to_json()),
             "start": to_kept(self.start.to_json()),
-            "figures": torch.tensor(own, dtype=torch.float64),
-            "checks": torch.tensor(checks, dtype=torch.float64),
+            "figures": cpu.tensor(own, dtype=torch.float64),
+            "checks": cpu.tensor(checks, dtype=torch.float64),
         }
 
     @classmethod

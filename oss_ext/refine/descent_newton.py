@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.refine.base import Race, Rows
 from oss_ext.trajectory import in_order
 
@@ -83,7 +84,7 @@ def _steps(
         if not after.isfinite().all():
             damping, failures = 10 * damping, failures + 1
             continue
-        taken = torch.tensor([b - a for a, b in zip(free, moved[race.first : -1], strict=True)])
+        taken = cpu.tensor([b - a for a, b in zip(free, moved[race.first : -1], strict=True)])
         taken = taken.to(secants)
         missed = (after - residual) - secants @ taken
         secants += missed[..., None] * (taken / taken.square().sum())

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.report.base import Part, able, by_budget, looks, plain, write_figure
 from oss_ext.report.chart import Axis, figure, line, mark, percent
 from oss_ext.report.markup import INFINITY, MINUS, NOTHING, Html, element, join, plural, tabs
@@ -154,7 +155,7 @@ def _render(run: Run) -> Html | None:
 
 
 def _values(key: str, schedule: Schedule, times: Sequence[float]) -> list[float]:
-    converted = AXES[key][1](schedule, torch.tensor(times, dtype=torch.float64))
+    converted = AXES[key][1](schedule, cpu.tensor(times, dtype=torch.float64))
     return [float(v) for v in converted.tolist()]
 
 

@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from oss_ext import cpu
 from oss_ext.report.base import plain, write_figure
 from oss_ext.report.markup import plural
 from oss_ext.schedule import Schedule
@@ -37,8 +38,8 @@ def plot_spread(
         schedules.items(),
         strict=True,
     ):
-        rows, grid = spread[name], torch.tensor(schedule.teacher_times, dtype=torch.float64)
-        shares = torch.tensor(SHARES, dtype=torch.float64)
+        rows, grid = spread[name], cpu.tensor(schedule.teacher_times, dtype=torch.float64)
+        shares = cpu.tensor(SHARES, dtype=torch.float64)
         low, first, third, high = rows.double().quantile(shares, dim=0).round().long()
         steps = range(rows.shape[1])
         axes.fill_between(steps, grid[low], grid[high], color=COLOR, alpha=0.15, lw=0,

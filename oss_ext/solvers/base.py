@@ -21,6 +21,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from oss_ext import cpu
+
 Velocity = Callable[[Tensor, float], Tensor]
 
 # What a model's output is in (x, v) at time t: the coefficients of both.
@@ -182,8 +184,8 @@ class Multistep(Solver):
         evaluate: Velocity | None = None,
     ) -> tuple[Tensor, History | None]:
         history = history or History((), (), 0)
-        times = [torch.tensor(s, dtype=torch.float64) for s in (t, *history.times, t_next)]
-        arrived = torch.tensor(history.order)
+        times = [cpu.tensor(s, dtype=torch.float64) for s in (t, *history.times, t_next)]
+        arrived = cpu.tensor(history.order)
         given = self.coefficients(order, times[:-1], times[-1], arrived)
         moved = combine([x, velocity, *history.outputs], [float(c) for c in given])
         if not self.remembers:
@@ -223,7 +225,7 @@ class Singlestep(Solver):
         order: int,
         evaluate: Velocity,
     ) -> tuple[Tensor, History | None]:
-        begin, end = (torch.tensor(s, dtype=torch.float64) for s in (t, t_next))
+        begin, end = (cpu.tensor(s, dtype=torch.float64) for s in (t, t_next))
         between, weights = self.stages(order, begin, end) if order > 1 else ([], [[]])
         basis = [x, velocity]
 
