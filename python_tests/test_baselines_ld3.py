@@ -101,6 +101,17 @@ def test_ld3_says_what_is_wrong_with_the_gradients(
         ld3(calibration, 3)
 
 
+def test_ld3_has_gradients_where_its_caller_has_none() -> None:
+    model = oss.models.load("analytic", shape=(2, 3))
+
+    def found() -> oss.Schedule:
+        return ld3(Calibration(model, oss.teacher(model, model.noise(2), 6), 3), 3)
+
+    with torch.inference_mode():
+        inside = found()
+    assert inside == found()
+
+
 @pytest.mark.parametrize("error", ERRORS)
 def test_ld3_says_where_there_is_no_memory_for_gradients(error: str) -> None:
     def velocity(x: Tensor, t: Tensor, sample: Tensor) -> Tensor:

@@ -138,6 +138,8 @@ def test_arrays_can_be_read_by_whoever_may_read_the_rest(oss: Oss) -> None:
 
 def test_a_comparison_is_the_same_again(oss: Oss) -> None:
     arguments = (*MIX, "--methods=balanced,oss-median", "--steps=3")
+    assert oss("compare", *arguments, "--out=b").err == ""
+    assert oss("compare", *arguments, "--out=b").err.startswith("note: b holds an earlier run;")
     for folder in ("a", "b"):
         assert oss("compare", *arguments, f"--out={folder}").code == 0
     first, second = Run.load("a"), Run.load("b")

@@ -34,6 +34,7 @@ RATE = 0.1
 LEAST_GAP = 1e-6  # of flow time, at the start: a step of length zero would stay one
 
 
+@torch.inference_mode(False)  # of the caller's, in which there are no gradients
 def ld3(calibration: Calibration, steps: int, epochs: int = EPOCHS, rate: float = RATE) -> Schedule:
     """Descend from the better of ``uniform`` and ``logsnr``; the best epoch by calibration error.
 

@@ -24,7 +24,7 @@ from oss_ext.models import Model, pipeline_load
 from oss_ext.models.pipeline_call import TEXTS
 from oss_ext.noise import same_noise
 from oss_ext.report import is_image, is_picture_file
-from oss_ext.runs import Contender, Run
+from oss_ext.runs import RUN, Contender, Run
 from oss_ext.schedule import Schedule
 from oss_ext.sharing import choose_device, sharing
 from oss_ext.trajectory import Trajectory
@@ -275,6 +275,12 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+def note_earlier_run(folder: Path) -> None:
+    """Say so before another one is written over it."""
+    if (folder / RUN).exists():
+        note(f"{folder} holds an earlier run; its schedules of the same names will be replaced")
 
 
 def check_picture(option: str, path: Path) -> None:

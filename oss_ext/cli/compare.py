@@ -25,6 +25,7 @@ from oss_ext.cli.base import (
     load_for,
     load_schedule,
     model_options,
+    note_earlier_run,
     quiet_option,
     run_of,
     solver_option,
@@ -165,6 +166,8 @@ def compare(
     size = _most_kept(
         model, len(times) - 1, per_teacher, budgets, methods, solver, calibration, samples
     )
+    if out is not None:
+        note_earlier_run(out)
     with resumable(
         model, out, resume=resume is not None, keep=keep, size=size,
         schedules=[hash_of([s.to_json()]) for s in loaded],

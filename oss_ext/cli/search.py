@@ -28,6 +28,7 @@ from oss_ext.cli.base import (
     check_writable,
     model_options,
     note,
+    note_earlier_run,
     quiet_option,
     run_of,
     solver_option,
@@ -45,7 +46,7 @@ from oss_ext.models.pipeline import PipelineModel
 from oss_ext.plan import QUALITIES, check_budgets, make_plan
 from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.result import SearchResult
-from oss_ext.runs import RUN, Contender, contender_name, file_name
+from oss_ext.runs import Contender, contender_name, file_name
 from oss_ext.schedule import AGGREGATES, SCOPES, STARTS, Schedule
 from oss_ext.scratch import Held
 from oss_ext.search import make_objective
@@ -247,8 +248,7 @@ def search(
         checkpoint = [Held("checkpoint", kept, out)] * keep
         click.echo(replace(taken, kept=tuple(checkpoint)))
         return
-    if (out / RUN).exists():
-        note(f"{out} holds an earlier run; its schedules of the same names will be replaced")
+    note_earlier_run(out)
     options["progress"] = not quiet
     with resumable(model, out, resume=resume is not None, keep=keep, size=kept) as (answers, notes):
         if group is None:
