@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from oss_ext import cpu, dp
+from oss_ext import cpu
 from oss_ext.baselines import BASELINES, Calibration, UnableError
 from oss_ext.evaluate import Score, Unable, compare
 from oss_ext.events import stage
@@ -61,6 +61,7 @@ def make(
     methods: Sequence[str] = METHODS,
     *,
     solver: str = "euler",
+    start: str = "free",
     max_batch: int | None = None,
     progress: bool = False,
     on_method: Callable[[str], object] = lambda name: None,
@@ -74,8 +75,10 @@ def make(
         trajectory: the calibration samples.
         steps: a budget or several.
         methods: names of ``METHODS``.
-        solver: of the students. Searches are made with it; baselines only choose times, and
-            are run with it.
+        solver: of the students. What searches, does so with it; other baselines only choose
+            times, and are run with it.
+        start: ``free`` or ``pinned``, for what searches or learns: baselines with a formula begin
+            where it says.
         max_batch: rows per model call.
         progress: show progress bars.
         on_method: called with each contender's name before it is made.
@@ -86,7 +89,7 @@ def make(
     """
     budgets = check_budgets(steps, trajectory.steps)
     names = check_methods(methods)
-    calibration = Calibration(model, trajectory, budgets[-1], max_batch)
+    calibration = Calibration(model, trajectory, budgets[-1], max_batch, solver, start)
     sharing = [name for name in names if name in BASELINES and BASELINES[name].uses_table]
     if sharing:
         on_method("the paths of every sample")
@@ -110,7 +113,7 @@ def make(
                     schedule = replace(BASELINES[name].make(calibration, budget), solver=solver)
                 else:
                     result = search(
-                        model, trajectory, budget, quality=name, solver=solver,
+                        model, trajectory, budget, quality=name, solver=solver, start=start,
                         max_batch=max_batch, progress=progress,
                     )  # fmt: skip
                     schedule = result.schedule(budget)
@@ -120,9 +123,7 @@ def make(
             continue
         seconds = time.perf_counter() - begin
         if name in sharing:  # its part of the table, which would have been enough for it
-            needed, made = (
-                dp.evaluations(trajectory.steps, k, "free") for k in (budget, budgets[-1])
-            )
+            needed, made = map(calibration.table_nfe, (budget, budgets[-1]))
             seconds += table_seconds * needed / made
         table = table if own is None else own
         leg.reached({

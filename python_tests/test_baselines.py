@@ -21,7 +21,7 @@ from oss_ext.noise import Path, VPPath
 
 STEPS = 4
 each_baseline = pytest.mark.parametrize("name", BASELINES)
-FREE = {"ddim-leading", "oss-median", "oss-mean"}  # to start below the teacher
+FREE = {"ddim-leading", "flow-shift-free", "oss-median", "oss-mean", "ld3"}  # to start below
 CLOCKWORK = {name for name in BASELINES if name not in {"gits", "oss-median", "oss-mean", "ld3"}}
 
 
@@ -101,11 +101,9 @@ def test_search_nfe_is_what_was_spent(name: str) -> None:
     spent = sum(len(call.x) for call in calls) / 2
     if name in CLOCKWORK:
         assert (schedule.search_nfe, spent) == (0, 0)
-    elif (
-        name == "ld3"
-    ):  # with a gradient check and 40 epochs of 3 evaluations, 2 of them twice more
-        assert spent == 3 + 2 * 3 + 40 * (3 + 3)
-        assert schedule.search_nfe == 9 + spent + 2 + 40 * 2 * 2
+    elif name == "ld3":  # 4 starts, a gradient check, 40 epochs of which 3 go backward as well
+        assert spent == 3 + 4 * 3 + 40 * (3 + 3)
+        assert schedule.search_nfe == 9 + spent + 2 + 40 * 3 * 2
     else:
         assert schedule.search_nfe == 9 + spent
 

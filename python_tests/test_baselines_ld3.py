@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,15 @@ from driver_cases import (
     random_mixture,
 )
 from noise_cases import EXAMPLES
-from oss_ext.baselines import Calibration, UnableError, ld3, logsnr, uniform
+from oss_ext.baselines import (
+    Calibration,
+    UnableError,
+    flow_shift,
+    flow_shift_free,
+    ld3,
+    logsnr,
+    uniform,
+)
 from oss_ext.models import Model, from_callable
 from oss_ext.models.base import Request
 from oss_ext.models.wrapped import Wrapped
@@ -36,24 +45,48 @@ def error_of(calibration: Calibration, schedule: oss.Schedule) -> float:
 
 @each_kind
 def test_ld3_is_better_than_its_starts(path: Path) -> None:
-    calibration = Calibration(model_on(path), teacher_on(path, samples=6), 3)
-    starts = (make(calibration.trajectory, 3) for make in (uniform, logsnr))
-    found = ld3(calibration, 3, epochs=20)
-    assert error_of(calibration, found) < 0.95 * min(error_of(calibration, s) for s in starts)
-    assert ld3(calibration, 3, epochs=20) == found  # nothing in it is left to chance
+    pinned, free = (
+        Calibration(model_on(path), teacher_on(path, samples=6), 3, start=start)
+        for start in ("pinned", "free")
+    )
+    for calibration, makes in (
+        (pinned, (uniform, logsnr, flow_shift)),
+        (free, (uniform, logsnr, flow_shift, flow_shift_free)),
+    ):
+        starts = (make(calibration.trajectory, 3) for make in makes)
+        found = ld3(calibration, 3, epochs=20)
+        assert error_of(calibration, found) < 0.95 * min(error_of(calibration, s) for s in starts)
+        assert ld3(calibration, 3, epochs=20) == found  # nothing in it is left to chance
 
 
 @each_seed(2)
 def test_ld3_finds_the_best_of_two_steps(seed: int) -> None:
     model = random_mixture(seed)
-    calibration = Calibration(model, oss.teacher(model, model.noise(4, seed), 40), 2)
+    trajectory = oss.teacher(model, model.noise(4, seed), 40)
+    calibration = Calibration(model, trajectory, 2, start="pinned")
     at = calibration.trajectory.schedule_at
     best = min(error_of(calibration, at((1.0, t / 200, 0.0))) for t in range(1, 200))
     assert error_of(calibration, ld3(calibration, 2)) <= 1.01 * best
 
 
-def test_ld3_of_one_step_has_nothing_to_learn() -> None:
-    assert ld3(random_calibration(0), 1).indices == (9, 0)
+@each_seed(2)
+def test_ld3_with_a_free_start_finds_the_best_of_one_step(seed: int) -> None:
+    model = random_mixture(seed)
+    calibration = Calibration(model, oss.teacher(model, model.noise(4, seed), 40), 1)
+    at = calibration.trajectory.schedule_at
+    best = min(error_of(calibration, at((t / 400, 0.0))) for t in range(1, 401))
+    assert error_of(calibration, ld3(calibration, 1)) <= 1.01 * best
+
+
+def test_ld3_of_one_step_has_nothing_to_learn_with_a_pinned_start() -> None:
+    pinned = replace(random_calibration(0), start="pinned")
+    assert ld3(pinned, 1).indices == (9, 0)
+
+
+def test_ld3_is_unable_with_other_solvers() -> None:
+    calibration = replace(random_calibration(0), solver="dpmpp-2m")
+    with pytest.raises(UnableError, match=r"^ld3: descends through Euler steps, .* dpmpp-2m$"):
+        ld3(calibration, 3)
 
 
 def model_like(velocity: Any, **declared: Any) -> Model:
@@ -191,5 +224,5 @@ def test_parameters_of_ld3_are_positive(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("path", [EXAMPLES["flow"], FlowPath()], ids=["named", "default"])
 def test_ld3_reaches_pure_noise_without_infinities(path: Path) -> None:
-    calibration = Calibration(model_on(path), teacher_on(path), 3)
+    calibration = Calibration(model_on(path), teacher_on(path), 3, start="pinned")
     assert ld3(calibration, 3).times[0] == 1.0

@@ -30,7 +30,7 @@ from oss_ext.baselines import (
     oss_mean,
     oss_median,
 )
-from oss_ext.baselines.gits import COEFFICIENT, cheapest_path, deviation_costs
+from oss_ext.baselines.gits import COEFFICIENTS, cheapest_path, deviation_costs
 from oss_ext.baselines.oss import middle
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.noise import Path, VPPath
@@ -153,7 +153,8 @@ def test_gits_does_not_take_rounded_states_for_velocities(storage: torch.dtype) 
     model = oss.models.load("analytic")
     kept = [oss.teacher(model, model.noise(8), 200, storage=kind) for kind in (None, storage)]
     exact, rounded = (
-        cheapest_path(deviation_costs(each, Evaluator(model, 8)), 10, COEFFICIENT) for each in kept
+        cheapest_path(deviation_costs(each, Evaluator(model, 8)), 10, COEFFICIENTS[0])
+        for each in kept
     )
     # The rounding of its states is left, which is least where steps are long.
     assert exact[:8] == pytest.approx(rounded[:8], abs=2)
@@ -178,7 +179,7 @@ def test_gits_takes_the_cheapest_of_all_paths(seed: int, steps: int, coefficient
 def test_gits_takes_the_nearest_of_equals() -> None:
     cost = torch.zeros(7, 7, dtype=torch.float64)
     cost[torch.ones(7, 7).triu().bool()] = math.inf
-    assert cheapest_path(cost, 3, COEFFICIENT) == [6, 5, 4, 0]
+    assert cheapest_path(cost, 3, COEFFICIENTS[0]) == [6, 5, 4, 0]
 
 
 @each_seed(2)
@@ -186,10 +187,29 @@ def test_gits_knows_the_velocities_of_an_euler_teacher_only(seed: int) -> None:
     calibration = random_calibration(seed)
     trajectory = calibration.trajectory
     other = dataclasses.replace(trajectory, solver="other")
-    evaluated = gits(dataclasses.replace(calibration, trajectory=other), 4)
-    known = gits(calibration, 4)
+    evaluated = gits(dataclasses.replace(calibration, trajectory=other), 4, [1.15])
+    known = gits(calibration, 4, [1.15])
     assert evaluated.indices == known.indices
     assert (known.search_nfe, evaluated.search_nfe) == (trajectory.nfe, 2 * trajectory.nfe)
+
+
+@each_seed(4)
+@pytest.mark.parametrize("solver", ["euler", "dpmpp-2m", "heun"])
+def test_gits_takes_the_coefficient_whose_student_ends_nearest(seed: int, solver: str) -> None:
+    calibration = dataclasses.replace(random_calibration(seed), solver=solver)
+    nfe, per_run = calibration.trajectory.nfe, 3 * (2 if solver == "heun" else 1)
+    alone = [gits(calibration, 3, [c]) for c in COEFFICIENTS]
+    assert {found.search_nfe for found in alone} == {nfe}
+    paths = {found.indices for found in alone}
+    found = gits(calibration, 3)
+    assert calibration.error(found) == min(map(calibration.error, alone))
+    assert found.search_nfe == nfe + (len(paths) * per_run if len(paths) > 1 else 0)
+
+
+@pytest.mark.parametrize("coefficients", [[], [1.0, 0.0], [float("nan")]])
+def test_coefficients_of_gits_are_positive(coefficients: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"^coefficients: expected"):
+        gits(random_calibration(0), 3, coefficients)
 
 
 # --- oss-median, oss-mean -------------------------------------------------------------------------
@@ -229,6 +249,24 @@ def test_the_papers_schedules_are_averages_of_the_instance_search(seed: int) -> 
         assert oss_median(calibration, steps).indices == middle([p for p in paths if p])
         assert oss_mean(calibration, steps).indices == result.schedule(steps).indices
     assert oss_median(calibration, 4).search_nfe == oss_mean(calibration, 4).search_nfe == spent
+
+
+@each_seed(2)
+@pytest.mark.parametrize("start", ["free", "pinned"])
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "heun"])
+def test_the_papers_schedules_are_searched_with_the_students_solver(
+    solver: str, start: str, seed: int
+) -> None:
+    calibration = dataclasses.replace(random_calibration(seed), solver=solver, start=start)
+    result = oss.search(
+        calibration.model, calibration.trajectory, 4, scope="instance", aggregate="mean",
+        solver=solver, start=start, fixed_order=True,
+    )  # fmt: skip
+    found = oss_mean(calibration, 4)
+    assert (found.indices, found.solver) == (result.schedule(4).indices, solver)
+    assert found.search_nfe == calibration.trajectory.nfe + calibration.table_nfe(4)
+    if start == "pinned":
+        assert found.times[0] == oss_median(calibration, 4).times[0] == 1.0
 
 
 def test_all_budgets_share_one_search() -> None:

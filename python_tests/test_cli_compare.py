@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import oss_ext as package
 from cli_cases import TINY, Oss, assert_fails, assert_misused, files
 from driver_cases import one_thread  # noqa: F401
 from oss_ext.baselines import BASELINES, Baseline, Calibration, UnableError
@@ -77,6 +78,32 @@ def test_samples_that_methods_have_seen_are_not_held_out(oss: Oss) -> None:
     for seeds in (["--seed=0"], ["--seed=4", "--calibration-seed=4"]):
         outcome = oss("compare", *TINY, "--methods=uniform", "--steps=2", *seeds)
         assert_misused(outcome, "--seed: expected another than --calibration-seed")
+
+
+def test_what_is_judged_on_is_held_out(oss: Oss) -> None:
+    assert oss("compare", *MIX, "--methods=uniform,dp", "--steps=2,3", "--out=run").code == 0
+    run = Run.load("run")
+    model = package.models.load("analytic", shape=[1, 4, 4])
+    unseen = package.teacher(model, model.noise(run.held_out, 1), run.teacher_steps)
+    seen = package.teacher(model, model.noise(run.held_out, 0), run.teacher_steps)
+    assert torch.equal(run.images["teacher"], unseen.final)
+    assert run.mse is not None
+    for c, mse in zip(run.contenders, run.mse, strict=True):
+        assert c.schedule is not None
+        on_unseen, on_seen = (
+            package.compare(model, teacher, {"": c.schedule})[0].mse for teacher in (unseen, seen)
+        )
+        assert torch.equal(mse, on_unseen)
+        assert not torch.equal(mse, on_seen)
+
+
+def test_a_file_that_is_judged_on_the_samples_it_was_found_on_is_noticed(oss: Oss) -> None:
+    assert oss("search", *TINY, "--steps=2", "--seed=4", "--out=found").code == 0
+    file = ("found/analytic-2.json", "--set=shape=1,4,4", "--quiet")
+    for seed, samples, told in (("4", "5", True), ("4", "3", True), ("5", "5", False)):
+        outcome = oss("compare", *file, f"--samples={samples}", f"--seed={seed}")
+        assert outcome.code == 0
+        assert outcome.err.startswith("note: analytic-2 was found on these very samples") == told
 
 
 def test_an_unknown_reference_is_named(oss: Oss) -> None:

@@ -7,7 +7,12 @@ from oss_ext.baselines.base import Baseline, Calibration, UnableError
 from oss_ext.baselines.ddim import DDIM_LEADING, DDIM_TRAILING, ddim_leading, ddim_trailing
 from oss_ext.baselines.dm import DM, dm
 from oss_ext.baselines.exponential import EXPONENTIAL, exponential
-from oss_ext.baselines.flow_shift import FLOW_SHIFT, flow_shift
+from oss_ext.baselines.flow_shift import (
+    FLOW_SHIFT,
+    FLOW_SHIFT_FREE,
+    flow_shift,
+    flow_shift_free,
+)
 from oss_ext.baselines.gits import GITS, gits
 from oss_ext.baselines.karras import KARRAS, karras
 from oss_ext.baselines.ld3 import LD3, ld3
@@ -28,6 +33,7 @@ __all__ = [
     "dm",
     "exponential",
     "flow_shift",
+    "flow_shift_free",
     "gits",
     "karras",
     "ld3",
@@ -51,6 +57,7 @@ BASELINES: dict[str, Baseline] = {
         KARRAS,
         EXPONENTIAL,
         FLOW_SHIFT,
+        FLOW_SHIFT_FREE,
         AYS,
         DM,
         GITS,

@@ -11,15 +11,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from oss_ext import arguments, cpu, dp
+from oss_ext import arguments, cpu, dp, solvers
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.noise import VEPath
-from oss_ext.schedule import Schedule
+from oss_ext.noise import VEPath, shifted
+from oss_ext.sampling import sample
+from oss_ext.schedule import STARTS, Schedule
 from oss_ext.trajectory import Trajectory
 
 SNAP = 1e-9
 """How near a row of the teacher's grid a time is that row: further apart than roundings are."""
+
+SHIFT = 3.0
+"""Of flow times at 1024 x 1024 (Esser et al. 2024, SD3, eq. 23)."""
 
 EDM = VEPath()
 """For its sigma, ``beta / alpha``, of which the highest stands in for pure noise."""
@@ -38,22 +42,45 @@ class Calibration:
         trajectory: the teacher.
         most: the largest budget that will be asked for; what serves all budgets is made once.
         max_batch: rows per model call; None: the number of samples.
+        solver: that the students are run with. What searches, does so with it.
+        start: ``free`` or ``pinned``: whether what searches or learns may choose the first time.
     """
 
     model: Model
     trajectory: Trajectory
     most: int
     max_batch: int | None = None
+    solver: str = "euler"
+    start: str = "free"
 
     def __post_init__(self) -> None:
         arguments.whole_number("most", self.most, most=self.trajectory.steps)
+        arguments.one_of("start", self.start, STARTS)
+        solvers.get(self.solver)
         self.trajectory.check_model(self.model)
 
     @cached_property
     def table(self) -> dp.Table:
-        """The dynamic programme of every sample for itself, up to ``most`` steps."""
+        """The dynamic programme of every sample for itself, up to ``most`` steps.
+
+        In the solver's usual orders: an average of paths has none of its own.
+        """
         evaluator = Evaluator(self.model, self.trajectory.samples, self.max_batch)
-        return dp.run(evaluator, self.trajectory, self.most, reduce="none")
+        return dp.run(
+            evaluator, self.trajectory, self.most, reduce="none", start=self.start,
+            solver=self.solver, fixed_order=True,
+        )  # fmt: skip
+
+    def error(self, schedule: Schedule) -> float:
+        """Mean squared final error of a student of the calibration samples."""
+        noise, final = self.trajectory.noise, self.trajectory.final
+        images = sample(self.model, noise, schedule, max_batch=self.max_batch)
+        return float((images - final).double().square().mean())
+
+    def table_nfe(self, steps: int) -> int:
+        """Evaluations per sample that ``table`` takes for ``steps`` steps, the teacher's not."""
+        per_step = solvers.get(self.solver).evaluations
+        return dp.evaluations(self.trajectory.steps, steps, self.start, per_step)
 
 
 @dataclass(frozen=True)
@@ -123,6 +150,16 @@ def even_lambdas(trajectory: Trajectory, steps: int) -> Tensor:
     """``lambda = ln(alpha / beta)`` uniform over ``levels``, ``[steps + 1]`` float64 ascending."""
     low, high = levels(trajectory)
     return cpu.linspace(-math.log(high), -math.log(low), steps + 1, dtype=torch.float64)
+
+
+def shifted_times(trajectory: Trajectory, steps: int, shift: float) -> Tensor:
+    """``s u / (1 + (s - 1) u)`` at ``u = k / steps``, ``k = steps .. 1``, ``[steps]`` float64.
+
+    Scaled to what the teacher spans, which may start below pure noise.
+    """
+    u = cpu.arange(steps, 0, -1, dtype=torch.float64) / steps
+    first, last = trajectory.times[[0, -1]]
+    return first + (last - first) * shifted(u, shift)
 
 
 def model_times_at(trajectory: Trajectory, fractions: Tensor) -> Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-
-from oss_ext import arguments, cpu
-from oss_ext.baselines.base import Baseline, schedule_through
-from oss_ext.noise import shifted
+from oss_ext import arguments
+from oss_ext.baselines.base import (
+    SHIFT,
+    Baseline,
+    Calibration,
+    UnableError,
+    schedule_through,
+    shifted_times,
+)
 from oss_ext.schedule import Schedule
 from oss_ext.trajectory import Trajectory
 
 
-def flow_shift(trajectory: Trajectory, steps: int, shift: float = 3.0) -> Schedule:
+def flow_shift(trajectory: Trajectory, steps: int, shift: float = SHIFT) -> Schedule:
     """``t = s u / (1 + (s - 1) u)`` at ``u = k / steps``, ``k = steps .. 1``, then the clean end.
 
     Scaled to what the teacher spans, which may start below pure noise. Esser et al. 2024 (SD3,
@@ -23,14 +27,32 @@ def flow_shift(trajectory: Trajectory, steps: int, shift: float = 3.0) -> Schedu
     """
     steps = arguments.whole_number("steps", steps, most=trajectory.steps)
     shift = arguments.number("shift", shift, positive=True)
-    u = cpu.arange(steps, 0, -1, dtype=torch.float64) / steps
-    first, last = trajectory.times[[0, -1]]
-    times = first + (last - first) * shifted(u, shift)
-    return schedule_through(trajectory, times, "flow-shift")
+    return schedule_through(trajectory, shifted_times(trajectory, steps, shift), "flow-shift")
+
+
+def flow_shift_free(trajectory: Trajectory, steps: int, shift: float = SHIFT) -> Schedule:
+    """``flow_shift`` of one step more, whose first is left out: a free start, for nothing.
+
+    Raises:
+        As ``flow_shift``.
+    """
+    steps = arguments.whole_number("steps", steps, most=trajectory.steps)
+    shift = arguments.number("shift", shift, positive=True)
+    times = shifted_times(trajectory, steps + 1, shift)[1:]
+    return schedule_through(trajectory, times, "flow-shift-free", pinned=False)
+
+
+def _free(calibration: Calibration, steps: int) -> Schedule:
+    if calibration.start == "pinned":
+        raise UnableError("flow-shift-free: begins below the teacher's last time")
+    return flow_shift_free(calibration.trajectory, steps)
 
 
 FLOW_SHIFT = Baseline(
     "flow-shift",
     "uniform flow times with shift 3 (Esser et al. 2024, SD3)",
     lambda calibration, steps: flow_shift(calibration.trajectory, steps),
+)
+FLOW_SHIFT_FREE = Baseline(
+    "flow-shift-free", "flow-shift of one step more, whose first is left out", _free
 )

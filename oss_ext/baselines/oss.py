@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from oss_ext import dp
 from oss_ext.baselines.base import Baseline, Calibration
 from oss_ext.schedule import Schedule, aggregate_indices
 
@@ -53,9 +52,10 @@ def _averaged(
     paths = [calibration.table.backtrack(steps, b) for b in range(trajectory.samples)]
     return trajectory.schedule(
         average(paths),
+        solver=calibration.solver,
         method=method,
         samples=trajectory.samples,
-        search_nfe=trajectory.nfe + dp.evaluations(trajectory.steps, steps, "free"),
+        search_nfe=trajectory.nfe + calibration.table_nfe(steps),
     )
 
 

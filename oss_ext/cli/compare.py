@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from oss_ext.cli.base import (
     load_for,
     load_schedule,
     model_options,
+    note,
     note_earlier_run,
     quiet_option,
     run_of,
@@ -39,7 +41,7 @@ from oss_ext.models.base import hash_of
 from oss_ext.plan import QUALITIES, check_budgets, plan
 from oss_ext.report import plot_samples
 from oss_ext.runs import Contender, contender_name, file_name
-from oss_ext.schedule import Schedule
+from oss_ext.schedule import STARTS, Schedule
 from oss_ext.teacher import teacher as make_teacher
 from oss_ext.trajectory import Trajectory
 
@@ -78,6 +80,9 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
               help="Its time grid.")  # fmt: skip
 @teacher_solver_option
 @solver_option
+@click.option("--start", type=click.Choice(STARTS), default="free", show_default=True,
+              help="Of what searches or learns in --methods: whether it may choose its first time."
+              )  # fmt: skip
 @click.option("--samples", type=click.IntRange(1), default=64, show_default=True,
               help="Held-out samples.")  # fmt: skip
 @click.option("--seed", default=1, show_default=True,
@@ -106,6 +111,7 @@ def compare(
     grid: str,
     teacher_solver: str,
     solver: str,
+    start: str,
     samples: int,
     seed: int,
     against: str | None,
@@ -175,8 +181,8 @@ def compare(
         if methods:
             searched = teacher(answers, calibration, calibration_seed)
             made = contest.make(
-                answers, searched, budgets, methods, solver=solver, max_batch=max_batch,
-                progress=not quiet,
+                answers, searched, budgets, methods, solver=solver, start=start,
+                max_batch=max_batch, progress=not quiet,
                 on_method=lambda name: None if quiet else click.echo(f"making {name}", err=True),
             )  # fmt: skip
         held_out = teacher(answers, samples, seed)
@@ -186,8 +192,23 @@ def compare(
         )
         contenders = [replace(c, note=s.reason) if isinstance(s, Unable) else c
                       for c, s in zip(contenders, scores, strict=True)]  # fmt: skip
+        for score in scores:
+            if isinstance(score, Score) and _is_of_its_own_samples(score):
+                note(f"{score.name} was found on these very samples, which flatters it: take "
+                     "another --seed")  # fmt: skip
         said = _write(model, searched, held_out, made, contenders, scores, against, picture, out)
     click.echo(said)  # once everything is written: whoever reads this may have gone
+
+
+def _is_of_its_own_samples(score: Score) -> bool:
+    """Whether the error on the first samples is what the search of the schedule gives as its cost.
+
+    The schedule does not say which noise it was found on; other noise gives another error.
+    """
+    cost, samples = score.schedule.cost, score.schedule.samples
+    if score.calibrated or not cost or not samples or samples > len(score.mse):
+        return False
+    return math.isclose(float(score.mse[:samples].mean()), cost, rel_tol=1e-4)  # of other batches
 
 
 def _write(
