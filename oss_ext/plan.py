@@ -22,7 +22,7 @@ QUALITIES = ("dp", *SHARES)
 
 @dataclass(frozen=True)
 class _Coarse:
-    """The search from coarse to fine of a quality.
+    """A search from coarse to fine.
 
     Attributes:
         strides: the first whose cost is within half of what there is for refinement is taken.
@@ -37,10 +37,15 @@ class _Coarse:
 
 
 COARSE = {
-    "fast": _Coarse(strides=(8, 16), share=0.5, banded=False),
-    "balanced": _Coarse(),
-    "best": _Coarse(),
+    "fast": (_Coarse(strides=(8, 16), share=0.5, banded=False),),
+    "balanced": (
+        _Coarse(strides=(4,)),
+        _Coarse(share=0.5),
+        _Coarse(share=0.5, banded=False),
+    ),
+    "best": (_Coarse(),),
 }
+"""Those of a quality; the first that there is room for is run. Fewer samples rather than rows."""
 
 LEAST_COARSE = 4
 """Samples that a search from coarse to fine is run on, if there are as many."""
@@ -125,8 +130,9 @@ def plan(
         quality: ``dp``: Algorithm 1 alone. ``fast``: refinement with a fifth of the paper's
             evaluations, from a closed form and, where that leaves room, from a coarse search on
             half of the samples. ``balanced``: with half of them, from closed forms and a search
-            from coarse to fine. ``best``: the whole dynamic programme, then refinement from all of
-            these until no move helps, with three times the paper's evaluations at most.
+            from coarse to fine, on half of the samples where there is no room for all. ``best``:
+            the whole dynamic programme, then refinement from all of these until no move helps, with
+            three times the paper's evaluations at most.
         teacher_steps: N.
         budgets: numbers of steps asked for.
         start: ``free`` or ``pinned``.
@@ -245,11 +251,12 @@ def _with_coarse(
     """``planned`` with a part of its refinement spent on a search from coarse to fine."""
     total = sum(planned.refine.values())
     room = total - sum(least.values())
-    how, seen = COARSE[planned.quality], samples - planned.held_out
-    part = min(seen, max(LEAST_COARSE, math.ceil(how.share * seen)))
-    for stride in how.strides:
+    seen = samples - planned.held_out
+    searches = [(each, stride) for each in COARSE[planned.quality] for stride in each.strides]
+    for how, stride in searches:
+        part = min(seen, max(LEAST_COARSE, math.ceil(how.share * seen)))
         if stride > teacher_steps or -(-teacher_steps // stride) < max(budgets):
-            break
+            continue
         band = stride if how.banded else 0
         own = coarse.evaluations(
             teacher_steps, budgets, start, stride, band, evaluated=metric.evaluated
