@@ -62,6 +62,23 @@ def test_every_number_of_steps_has_its_share() -> None:
     assert plan("balanced", 200, [5, 10]).nfe == pytest.approx(395 + 877, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("teacher_steps", "budgets", "stride", "part"),
+    [
+        (200, [10], 4, 12),
+        (200, [5, 10], 4, 12),
+        (100, [10], 4, 6),
+        (50, [5], 4, 6),
+        (50, [20], 0, 0),
+    ],
+)
+def test_a_balanced_search_is_coarse_on_fewer_samples_rather_than_on_fewer_rows(
+    teacher_steps: int, budgets: list[int], stride: int, part: int
+) -> None:
+    made = plan("balanced", teacher_steps, budgets, samples=16)
+    assert (made.stride, made.coarse_samples) == (stride, part)
+
+
 def test_a_search_from_coarse_to_fine_takes_half_of_a_balanced_one_at_most() -> None:
     for budgets in ([10], [20], [5, 10, 20]):
         made = plan("balanced", 200, budgets)
