@@ -208,8 +208,9 @@ def test_a_comparison_that_failed_goes_on(
         again = fail_in_call(patched, 10**9)
         outcome = oss("compare", "--resume=run")
         assert outcome.code == 0, outcome.err
-    # What cannot be kept is LD3's gradients; a descent that was under way begins again.
-    assert again[0] <= (1 - share) * calls[0] + calls[0] / 3
+    # What cannot be kept is LD3's gradients; a descent that was under way begins again, the longest
+    # of which takes two fifths of all calls.
+    assert again[0] <= (1 - share) * calls[0] + calls[0] / 2
     before = whole.out.replace("wrote whole; `oss report whole`", "wrote run; `oss report run`")
     assert before in outcome.out
     assert files("run") == files("whole")
