@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cli_cases import TINY, Oss, assert_fails, assert_misused, files
 from driver_cases import each_seed
@@ -153,11 +154,12 @@ COMPARE = ("compare", *TINY, "--samples=4", "--steps=2,3", "--calibration=8",
 
 
 def fail_in_call(monkeypatch: pytest.MonkeyPatch, last: int) -> list[int]:
-    """The model fails in that call; how many there were."""
-    original, calls = GaussianMixture.__call__, [0]
+    """The model fails in that call; how many there were, and how many of them with gradients."""
+    original, calls = GaussianMixture.__call__, [0, 0]
 
     def failing(self: object, *args: object) -> object:
         calls[0] += 1
+        calls[1] += torch.is_grad_enabled()
         if calls[0] == last:
             raise ValueError("the machine went away")
         return original(self, *args)  # type: ignore[arg-type]
@@ -200,7 +202,7 @@ def test_a_comparison_that_failed_goes_on(
         whole = oss(*COMPARE[:-1], "--out=whole")
         assert whole.code == 0, whole.err
     with monkeypatch.context() as patched:
-        fail_in_call(patched, int(share * calls[0]))
+        failed = fail_in_call(patched, int(share * calls[0]))
         outcome = oss(*COMPARE)
         assert outcome.code == 1
         assert "what the model answered is kept: `oss compare --resume run` goes on" in outcome.err
@@ -208,9 +210,11 @@ def test_a_comparison_that_failed_goes_on(
         again = fail_in_call(patched, 10**9)
         outcome = oss("compare", "--resume=run")
         assert outcome.code == 0, outcome.err
-    # What cannot be kept is LD3's gradients; a descent that was under way begins again, the longest
-    # of which takes two fifths of all calls.
-    assert again[0] <= (1 - share) * calls[0] + calls[0] / 2
+    # What cannot be kept is LD3's gradients: a descent that was under way begins again.
+    two, three = (1 + 40 * 4 * steps for steps in (2, 3))  # of the check and of every minibatch
+    assert calls[1] == two + three
+    lost = failed[1] % two if failed[1] < two else (failed[1] - two) % three
+    assert again[0] <= calls[0] - failed[0] + lost + 3  # the check's differences; the call failed
     before = whole.out.replace("wrote whole; `oss report whole`", "wrote run; `oss report run`")
     assert before in outcome.out
     assert files("run") == files("whole")

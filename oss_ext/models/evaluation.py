@@ -128,7 +128,8 @@ class Evaluator:
         out = torch.empty_like(x)[None]
         before, self.first_bad = self.first_bad, {}
         self.fill(out, x[None], cpu.tensor([t], dtype=torch.float64), rows, samples)
-        bad, self.first_bad = self.describe_bad(), {**before, **self.first_bad, **before}
+        bad = self.describe_bad()
+        self.first_bad = {**before, **self.first_bad, **before}  # the first of a sample stays
         if bad:
             raise NonFiniteError(bad)
         return out[0]

@@ -81,13 +81,11 @@ def _steps(
             continue
         tried.add(moved)
         found, after = race.better(moved, score), race.residuals(moved)
-        if not after.isfinite().all():
-            damping, failures = 10 * damping, failures + 1
-            continue
         taken = cpu.tensor([b - a for a, b in zip(free, moved[race.first : -1], strict=True)])
         taken = taken.to(secants)
-        missed = (after - residual) - secants @ taken
-        secants += missed[..., None] * (taken / taken.square().sum())
+        if after.isfinite().all():
+            missed = (after - residual) - secants @ taken
+            secants += missed[..., None] * (taken / taken.square().sum())
         if found is None:
             damping, failures = 10 * damping, failures + 1
             continue
