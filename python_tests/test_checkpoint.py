@@ -141,10 +141,16 @@ def flipped(data: bytearray, place: int) -> bytearray:
     return data
 
 
+def zeroed(data: bytearray, place: int) -> bytearray:
+    """Zeros from ``place`` on, or from where that alters something."""
+    place = min(place, len(data.rstrip(b"\0")) - 1)
+    return data[:place] + bytearray(len(data) - place)
+
+
 DAMAGE: dict[str, Callable[[bytearray, int], bytearray]] = {
     "truncated": lambda data, place: data[:place],
     "altered": flipped,
-    "overwritten": lambda data, place: data[:place] + bytearray(len(data) - place),
+    "overwritten": zeroed,
     "longer": lambda data, place: data + data[:place],
 }
 
