@@ -209,14 +209,16 @@ def test_contradicting_options_are_one_line(oss: Oss) -> None:
     assert files() == set()
 
 
-@pytest.mark.parametrize("target", ["file/sub", "file/sub/deeper"])
+@pytest.mark.parametrize("target", ["file/sub", "file/sub/deeper", "link", "link/sub"])
 def test_an_unwritable_folder_is_found_before_the_search(oss: Oss, target: str) -> None:
     Path("file").touch()
+    Path("link").symlink_to("nowhere")
+    why = f"Not a directory: '{target}" if "file" in target else "link to what is not there: 'link'"
     example_schedule(model="analytic").save("s.json")
     # No such model: so nothing but the folder was looked at.
-    assert_fails(oss("search", "--model=none", f"--out={target}"), "Not a directory", "file/sub")
-    assert_fails(oss("sample", "s.json", f"--out={target}/x.png"), "Not a directory")
-    assert_fails(oss("compare", "s.json", f"--picture={target}/x.png"), "Not a directory")
+    assert_fails(oss("search", "--model=none", f"--out={target}"), why)
+    assert_fails(oss("sample", "s.json", f"--out={target}/x.png"), why)
+    assert_fails(oss("compare", "s.json", f"--picture={target}/x.png"), why)
     assert files() == {"file", "s.json"}
 
 

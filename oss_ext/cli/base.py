@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import shlex
@@ -270,6 +271,9 @@ def note(text: str) -> None:
 
 def check_writable(folder: Path) -> None:
     """Prove before any long work that ``folder`` can be written to, or made; leave nothing."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(errno.ENOENT, "a link to what is not there", str(path))
     try:
         with tempfile.TemporaryFile(dir=existing_folder(folder)):
             pass
