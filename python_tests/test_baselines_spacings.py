@@ -28,6 +28,7 @@ from oss_ext.baselines import (
     uniform,
 )
 from oss_ext.noise import FlowPath, Path, VEPath, VPPath, flow_grid
+from oss_ext.noise.vp import ddim_timesteps
 
 STEPS = 4
 LN_SIGMA_MIN, LN_SIGMA_MAX = math.log(0.002), math.log(80)
@@ -206,3 +207,15 @@ def test_parameters_are_positive_numbers(value: Any) -> None:
         karras(trajectory, 2, rho=value)
     with pytest.raises(ValueError, match=r"^shift: expected a positive number"):
         flow_shift(trajectory, 2, shift=value)
+
+
+@pytest.mark.parametrize("train_steps", [1000, 500])
+def test_trailing_timesteps_are_rounded_as_diffusers_does(train_steps: int) -> None:
+    scheduler = pytest.importorskip("diffusers").DDIMScheduler(
+        num_train_timesteps=train_steps, timestep_spacing="trailing"
+    )
+    path = VPPath(train_steps=train_steps)
+    for steps in range(1, train_steps + 1):
+        scheduler.set_timesteps(steps)
+        expected = scheduler.timesteps.tolist()[:steps]  # it may have one too many
+        assert ddim_timesteps(path, steps) == expected

@@ -224,8 +224,9 @@ def ddim_timesteps(
     if spacing == "leading":
         return [k * (count // steps) + offset for k in reversed(range(steps))]
     if spacing == "trailing":
-        # Rounded before the 1 is taken off: halves then go where the hosts' go.
-        return [round(k * (count / steps)) - 1 for k in range(steps, 0, -1)]
+        # As hosts count down: the way to a value decides to which side its half is rounded.
+        down = np.arange(count, 0, -count / steps)[:steps]
+        return [round(value) - 1 for value in down.tolist()]
     return [round(value) for value in np.linspace(0, count - 1, steps)[::-1].tolist()]
 
 
