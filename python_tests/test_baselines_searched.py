@@ -16,10 +16,12 @@ from torch import Tensor
 import oss_ext as oss
 from baseline_cases import each_kind, model_on, random_calibration, teacher_on
 from driver_cases import (
+    SAMPLES,
     each_seed,
     one_thread,  # noqa: F401
     random_network,
     random_times,
+    recorded,
 )
 from oss_ext.baselines import (
     Calibration,
@@ -194,16 +196,18 @@ def test_gits_knows_the_velocities_of_an_euler_teacher_only(seed: int) -> None:
 
 
 @each_seed(4)
-@pytest.mark.parametrize("solver", ["euler", "dpmpp-2m", "heun"])
+@pytest.mark.parametrize("solver", ["euler", "dpmpp-2m", "heun", "dpm-3s"])
 def test_gits_takes_the_coefficient_whose_student_ends_nearest(seed: int, solver: str) -> None:
-    calibration = dataclasses.replace(random_calibration(seed), solver=solver)
-    nfe, per_run = calibration.trajectory.nfe, 3 * (2 if solver == "heun" else 1)
+    model, calls = recorded(random_network(seed))
+    trajectory = oss.teacher(model, model.noise(SAMPLES, seed), times=random_times(seed, 9))
+    calibration = Calibration(model, trajectory, 4, solver=solver)
+    nfe = trajectory.nfe
     alone = [gits(calibration, 3, [c]) for c in COEFFICIENTS]
     assert {found.search_nfe for found in alone} == {nfe}
-    paths = {found.indices for found in alone}
+    calls.clear()
     found = gits(calibration, 3)
+    assert found.search_nfe == nfe + sum(len(call.t) for call in calls) // SAMPLES
     assert calibration.error(found) == min(map(calibration.error, alone))
-    assert found.search_nfe == nfe + (len(paths) * per_run if len(paths) > 1 else 0)
 
 
 @pytest.mark.parametrize("coefficients", [[], [1.0, 0.0], [float("nan")]])

@@ -55,7 +55,8 @@ def gits(
     best = made[0]
     if len(made) > 1:
         best = min(made, key=calibration.error)
-        spent += len(made) * steps * solvers.get(calibration.solver).evaluations
+        solver = solvers.get(calibration.solver)
+        spent += sum(solvers.evaluations(solver, s.times, s.orders) for s in made)
     return replace(best, samples=trajectory.samples, search_nfe=spent)
 
 
