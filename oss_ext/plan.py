@@ -123,6 +123,7 @@ def plan(
     width: int = 1,
     solver: str = "euler",
     metric: Metric | str = XT,
+    clean: bool = True,
 ) -> Plan:
     """The plan of ``search(quality=...)``.
 
@@ -143,6 +144,8 @@ def plan(
         solver: of the student. With one of several evaluations a step there is no search from
             coarse to fine.
         metric: of dynamic programmes; one that evaluates candidates makes them cost more.
+        clean: whether the teacher ends at t = 0, where solvers of several evaluations a step take
+            one.
 
     Raises:
         ValueError: an unknown quality or solver; steps that the teacher does not have; a budget
@@ -168,7 +171,7 @@ def plan(
             )
     paper, own = (
         {k: dp.evaluations(teacher_steps, k, start, *options) for k in budgets}
-        for options in ((), (per_step, metric.evaluated))
+        for options in ((), (per_step, metric.evaluated, clean))
     )
     split = quality in SHARES and arguments.whole_number("samples", samples) >= LEAST_SPLIT
     held_out = int(VALIDATION * samples) if split else 0

@@ -138,7 +138,7 @@ def search(
     samples = trajectory.samples
     planned = make_plan(
         quality, scope, trajectory.steps, budgets, start, off_grid=off_grid, metric=compared,
-        samples=samples, budget=budget, width=beam, solver=solver,
+        samples=samples, budget=budget, width=beam, solver=solver, clean=trajectory.is_clean,
     )  # fmt: skip
     trajectory.check_model(model, outline=dry_run)
     if dry_run:

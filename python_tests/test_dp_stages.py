@@ -100,6 +100,26 @@ def test_all_evaluations_are_counted_and_known_beforehand(solver: str, start: st
     assert least < evaluator.nfe <= SAMPLES * dp.evaluations(9, STEPS, start, per_step)
 
 
+@each_solver
+@pytest.mark.parametrize("last", [0.0, 0.02])
+@each_seed(3)
+def test_a_teacher_that_ends_above_zero_has_more_stages(
+    solver: str, last: float, seed: int
+) -> None:
+    """Every target is reached by several evaluations there, the last one too."""
+    model, _ = random_case("mixture", seed)
+    times = torch.linspace(last, 1, 21, dtype=torch.float64)
+    trajectory = oss.teacher(model, model.noise(4, seed), times=times)
+    options = {"quality": "dp", "solver": solver, "reduce": "none", "scope": "instance"}
+    result = oss.search(model, trajectory, 4, **options)
+    per_step = SOLVERS[solver].evaluations
+    clean = dp.evaluations(20, 4, "free", per_step)
+    assert result.plan.nfe == clean + (FEW * 4 * (per_step - 1) if last else 0)
+    assert result.nfe <= result.plan.nfe
+    estimated = oss.search(model, trajectory, 4, dry_run=True, **options)
+    assert estimated.nfe == result.plan.nfe
+
+
 @pytest.mark.parametrize("quality", ["dp", "fast", "balanced", "best"])
 @each_seed(1)
 def test_a_search_keeps_what_it_says(quality: str, seed: int) -> None:

@@ -80,7 +80,9 @@ class Calibration:
     def table_nfe(self, steps: int) -> int:
         """Evaluations per sample that ``table`` takes for ``steps`` steps, the teacher's not."""
         per_step = solvers.get(self.solver).evaluations
-        return dp.evaluations(self.trajectory.steps, steps, self.start, per_step)
+        return dp.evaluations(
+            self.trajectory.steps, steps, self.start, per_step, clean=self.trajectory.is_clean
+        )
 
 
 @dataclass(frozen=True)

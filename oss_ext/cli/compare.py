@@ -169,9 +169,7 @@ def compare(
     entries = _from_files(schedule_files, loaded, amplitude, beside)
     made, searched = contest.Made(()), None
     per_teacher = solvers.evaluations(solvers.get(followed), times.flip(0).tolist())
-    size = _most_kept(
-        model, len(times) - 1, per_teacher, budgets, methods, solver, calibration, samples
-    )
+    size = _most_kept(model, times, per_teacher, budgets, methods, solver, calibration, samples)
     if out is not None:
         note_earlier_run(out)
     with resumable(
@@ -270,7 +268,7 @@ def _contenders(
 
 def _most_kept(
     model: Model,
-    teacher_steps: int,
+    times: torch.Tensor,
     per_teacher: int,
     budgets: list[int],
     methods: list[str] | None,
@@ -282,12 +280,12 @@ def _most_kept(
     runs that are judged."""
     state = model.noise(1).nbytes
     names = methods or []
+    rows, clean = len(times), float(times[0]) == 0
     plans = [
-        plan(quality, teacher_steps, [k], samples=calibration, solver=solver)
+        plan(quality, rows - 1, [k], samples=calibration, solver=solver, clean=clean)
         for quality in set(names) & set(QUALITIES)
         for k in budgets
     ]
-    rows = teacher_steps + 1
     found = [p.kept(calibration * state, rows, LEAST_BYTES) for p in plans]
     found.append(bool(names) * 3 * rows * calibration * state)  # of the paths of every sample
     runs = sum(budgets) * (len(names) + 1) * solvers.get(solver).evaluations

@@ -193,6 +193,7 @@ def search(
     check_budgets(steps, len(times) - 1)
     if host == export.DIFFUSERS and isinstance(model, PipelineModel):
         _try_scheduler(model, times, min(steps), solver)
+    measures["clean"] = float(times[0]) == 0
     planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", **measures)
     evaluations = solvers.evaluations(solvers.get(teacher_solver), times.flip(0).tolist())
     if not quiet:

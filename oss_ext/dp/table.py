@@ -93,18 +93,23 @@ FEW = 2
 
 
 def evaluations(
-    teacher_steps: int, steps: int, start: str, per_step: int = 1, evaluated: bool = False
+    teacher_steps: int,
+    steps: int,
+    start: str,
+    per_step: int = 1,
+    evaluated: bool = False,
+    clean: bool = True,
 ) -> int:
     """Model evaluations per sample of a search to ``steps`` steps (teacher not included).
 
     One for every live source, and ``FEW (per_step - 1)`` at most for every target that a solver
-    of ``per_step`` evaluations has between the steps, which is all but the clean end. A metric
-    that is ``evaluated`` takes one for the teacher's state at every row between the ends, and from
-    the second step on ``FEW`` at most in place of a source's one: of the candidates that it was
-    chosen from.
+    of ``per_step`` evaluations has between the steps, which is all but the ``clean`` end: a
+    teacher's last time, if that is 0. A metric that is ``evaluated`` takes one for the teacher's
+    state at every row between the ends, and from the second step on ``FEW`` at most in place of a
+    source's one: of the candidates that it was chosen from.
     """
     first = teacher_steps if start == "free" else 1
-    targets = sum(teacher_steps - k for k in range(1, steps + 1))
+    targets = sum(teacher_steps - k + (not clean) for k in range(1, steps + 1))
     later = sum(teacher_steps - k + 1 for k in range(2, steps + 1))
     if evaluated:
         first, later = first + teacher_steps - 1, FEW * later
