@@ -29,7 +29,7 @@ from oss_ext.version import __version__
 
 FORMAT = "oss-schedule"
 FORMAT_VERSION = 1
-LATER = ("orders", "amplitude")
+LATER = ("orders", "amplitude", "noise_hash")
 """Attributes that files of earlier releases do not have."""
 
 SCOPES = ("joint", "instance")
@@ -88,8 +88,7 @@ class Schedule:
     Attributes:
         times: flow times in order of use, ``steps + 1`` values descending to the clean end (or to
             where a part of a schedule ends).
-        teacher_times: the teacher's grid, ascending; its last is the noise level that runs begin
-            with.
+        teacher_times: the teacher's grid, ascending; runs begin with the noise of its last.
         indices: the rows of the teacher's grid that ``times`` are, descending; None off the grid.
         teacher_timesteps: what the network is told at ``teacher_times[1:]``; as the path has it if
             empty (hosts round and interpolate in ways of their own).
@@ -97,11 +96,12 @@ class Schedule:
         path: the model's noise path.
         solver, teacher_solver: names of the student's and the teacher's solver.
         orders: of the student's solver, one per step; the solver's usual ones if empty.
-        method: how the schedule was made: ``oss`` (a dynamic programme), ``refined``,
-            ``exhaustive``, or a baseline's name.
+        method: ``oss`` (a dynamic programme), ``refined``, ``exhaustive``, or a baseline's name.
         objective: what the search minimised; None for a schedule that was not searched.
         cost: mean squared error of the final state on the calibration samples, per element.
-        samples: how many ``cost`` is the mean of; not those that a search kept to check itself.
+        samples: how many ``cost`` is the mean of (one of in scope ``instance``); not those that a
+            search kept to check itself. 0: it was made without any.
+        noise_hash: fingerprint of the first one's noise (see ``trajectory.noise_hash``).
         search_nfe: model evaluations of teacher and search per calibration sample.
         package_version: version of oss_ext that made it.
         amplitude: the teacher's quantiles at every step, if they were measured (``calibrate``);
@@ -125,10 +125,11 @@ class Schedule:
     teacher_timesteps: tuple[float, ...] = ()
     orders: tuple[int, ...] = ()
     amplitude: Amplitude | None = None
+    noise_hash: str = ""
 
     def __post_init__(self) -> None:
         for name in ("model", "model_hash", "solver", "teacher_solver", "method",
-                     "package_version"):  # fmt: skip
+                     "package_version", "noise_hash"):  # fmt: skip
             _expect(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
         _expect(isinstance(self.path, NoisePath), "path", "a path of oss_ext.noise", self.path)
         for name in ("samples", "search_nfe"):

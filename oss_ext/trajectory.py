@@ -15,7 +15,7 @@ from torch import Tensor
 from oss_ext import arguments, arrays, cpu
 from oss_ext import scratch as scratch_files
 from oss_ext.files import parse_json
-from oss_ext.models.base import Model
+from oss_ext.models.base import Model, hash_of
 from oss_ext.noise import Path, check_grid, path_from_dict
 from oss_ext.schedule import Schedule
 from oss_ext.scratch import Held
@@ -37,6 +37,16 @@ def in_order(values: Sequence[float], top: int) -> tuple[int, ...]:
     for k in range(len(rows)):  # and for those above
         rows[k] = min(rows[k], rows[k - 1] - 1 if k else top)
     return tuple(rows)
+
+
+def noise_hash(noise: Tensor) -> str:
+    """Fingerprint of the first sample of ``noise`` ``[B, *dims]``, of its first elements.
+
+    Samples of a seed are drawn one after the other, so the first one tells seeds apart. Rounded, so
+    that what another machine draws in the last bit changes nothing.
+    """
+    values = noise[0].flatten()[:64].double().tolist()
+    return hash_of([round(16 * value) for value in values])
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +298,7 @@ class Trajectory:
         """What a schedule says of the teacher it was made with."""
         return {
             "teacher_timesteps": tuple(self.timesteps.tolist()),
+            "noise_hash": noise_hash(self.noise),
             "model": self.model,
             "model_hash": self.model_hash,
             "path": self.path,

@@ -1,7 +1,8 @@
 """Check what a schedule says of itself: that the model is its own, and that its cost comes again.
 
 A schedule names its model by fingerprint, its teacher by times and solver, and its cost by a number
-of samples: the first ones of a seed, whatever else was drawn from it. All of that can be run once
+of samples: the first ones of a seed, whatever else was drawn from it. Which seed that was it does
+not say, but whether it was a given one. All of that can be run once
 more. What a file does not record is said to be so, not guessed.
 """
 
@@ -19,7 +20,7 @@ from oss_ext.models import GRIDS, Model, teacher_times
 from oss_ext.sampling import sample
 from oss_ext.schedule import Schedule
 from oss_ext.teacher import teacher
-from oss_ext.trajectory import Trajectory
+from oss_ext.trajectory import Trajectory, noise_hash
 
 MOST_SAMPLES = 1024
 """That are drawn for a claim unless more are asked for: a file may name any number."""
@@ -68,7 +69,7 @@ def verify(
     Args:
         model: which should be the one that the schedule was found with.
         schedule: of any origin.
-        seed: of the calibration noise, which schedules do not record.
+        seed: of the calibration noise.
         samples: claims over more than these are not checked.
         max_batch: rows per model call; None: all samples in one.
         progress: show a progress bar.
@@ -90,6 +91,7 @@ def verify(
         _solver("teacher_solver", schedule.teacher_solver),
         _student(schedule),
     ]
+    claims.append(_noise(model, schedule, seed, claims))
     counts = {
         "cost": None if schedule.cost is None else schedule.samples,
         "amplitude": None if schedule.amplitude is None else schedule.amplitude.samples,
@@ -190,12 +192,28 @@ def _student(schedule: Schedule) -> Claim:
     return claim
 
 
+def _noise(model: Model, schedule: Schedule, seed: int, claims: list[Claim]) -> Claim:
+    """Whether the samples are those of ``seed``; other models may have noise of their own."""
+    name = "noise_hash"
+    if not schedule.noise_hash:
+        return Claim(name, None, NOT_RECORDED)
+    broken = [claim.name for claim in claims if claim.holds is False]
+    if broken:
+        return Claim(name, None, f"not checked: it rests on {', '.join(broken)}")
+    own = noise_hash(model.noise(1, seed, start=schedule.teacher_times[-1]))
+    if own == schedule.noise_hash:
+        return Claim(name, True, f"{own}, the noise of seed {seed}")
+    return _differs(name, schedule.noise_hash, f"{own} of seed {seed}; what was the search's?")
+
+
 def _why_not(claims: list[Claim], count: int | None, most: int) -> str | None:
     """Why a claim over ``count`` samples cannot be checked; None if it can."""
     if count is None:
         return NOT_RECORDED
-    # Without recorded timesteps the network is told what the model tells it.
-    needed = [c for c in claims if c.holds is False or c.name != "teacher_timesteps"]
+    # Without recorded timesteps the network is told what the model tells it, and without a record
+    # of the noise it may be this seed's.
+    unneeded = ("teacher_timesteps", "noise_hash")
+    needed = [c for c in claims if c.holds is False or c.name not in unneeded]
     broken = [claim.name for claim in needed if not claim.holds]
     if broken:
         return f"not checked: it rests on {', '.join(broken)}"

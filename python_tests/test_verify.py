@@ -136,8 +136,20 @@ def test_other_steps_than_the_costs_do_not_hold(searched: Searched, seed: int) -
     assert broken(judged(model, other, seed=seed)) == ["cost"]
 
 
-def test_another_seed_does_not_hold(searched: Searched, seed: int) -> None:
-    assert broken(judged(*searched, seed=seed + 1)) == ["cost"]
+def test_of_other_noise_nothing_is_replayed(searched: Searched, seed: int) -> None:
+    claims = judged(*searched, seed=seed + 1)
+    assert broken(claims) == ["noise_hash"]
+    assert claims["noise_hash"].found.startswith(f"expected {searched[1].noise_hash}, got ")
+    assert str(claims["cost"]) == "cost: not checked: it rests on noise_hash"
+
+
+def test_another_seed_does_not_give_the_cost_of_a_file_without_its_noise(
+    searched: Searched, seed: int
+) -> None:
+    model, schedule = searched
+    unsaid = dataclasses.replace(schedule, noise_hash="")
+    assert broken(judged(model, unsaid, seed=seed)) == []
+    assert broken(judged(model, unsaid, seed=seed + 1)) == ["cost"]
 
 
 def test_of_another_model_nothing_is_replayed(searched: Searched, seed: int) -> None:
@@ -183,6 +195,7 @@ def test_orders_that_the_solver_lacks_do_not_hold(searched: Searched, seed: int)
     [
         ({"cost": None}, "cost", "not recorded"),
         ({"model_hash": ""}, "model_hash", "not recorded"),
+        ({"noise_hash": ""}, "noise_hash", "not recorded"),
         ({"model_hash": ""}, "cost", "not checked: it rests on model_hash"),
         ({"samples": 0}, "cost", "not checked: over how many samples is not recorded"),
         ({"samples": 10**15}, "cost", "not checked: it is over 1000000000000000 samples, more"),
@@ -229,10 +242,10 @@ def test_the_command_follows_the_files_teacher(oss: Oss, options: tuple[str, ...
     file = "schedules/analytic-2.json"
     outcome = oss("verify", file, *MODEL, "--seed=7", "--quiet", "--max-batch=2")
     assert outcome.code == 0, outcome.out
-    assert outcome.out.count(" holds: ") == 8
+    assert outcome.out.count(" holds: ") == 9
     outcome = oss("verify", file, *MODEL, "--quiet")
     assert outcome.code == 1
-    assert "cost: does not hold: expected " in outcome.out
+    assert "noise_hash: does not hold: expected " in outcome.out
 
 
 def test_the_command_fails_for_another_model_and_a_changed_file(oss: Oss, found: list[str]) -> None:
@@ -250,15 +263,15 @@ def test_the_command_fails_for_another_model_and_a_changed_file(oss: Oss, found:
 
 def test_the_command_says_of_a_preset_that_nothing_was_recorded(oss: Oss) -> None:
     outcome = oss("verify", "preset:flux-oss-10", "--model=digits", "--quiet")
-    assert outcome.out.count("not recorded") == 4
+    assert outcome.out.count("not recorded") == 5
     assert "teacher_times: holds: " in outcome.out
     assert_misused(oss("verify", "preset:flux-oss-10"), "the model", "is not a bundled one")
 
 
-def test_a_file_that_claims_too_much_is_not_run(searched: Searched) -> None:
+def test_a_file_that_claims_too_much_is_not_run(searched: Searched, seed: int) -> None:
     model, schedule = searched
     many = dataclasses.replace(schedule, samples=20)
-    claims = judged(model, many, samples=19)
+    claims = judged(model, many, samples=19, seed=seed)
     assert claims["cost"].found.endswith("over 20 samples, more than the 19 to be drawn")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,7 @@ from oss_ext.report import plot_samples
 from oss_ext.runs import Contender, contender_name, file_name
 from oss_ext.schedule import STARTS, Schedule
 from oss_ext.teacher import teacher as make_teacher
-from oss_ext.trajectory import Trajectory
+from oss_ext.trajectory import Trajectory, noise_hash
 
 REFERENCE = "uniform"
 """Whom paired differences are from, and what stands beside schedules from files."""
@@ -191,22 +190,20 @@ def compare(
         contenders = [replace(c, note=s.reason) if isinstance(s, Unable) else c
                       for c, s in zip(contenders, scores, strict=True)]  # fmt: skip
         for score in scores:
-            if isinstance(score, Score) and _is_of_its_own_samples(score):
+            if isinstance(score, Score) and _is_of_its_own_samples(score, held_out):
                 note(f"{score.name} was found on these very samples, which flatters it: take "
                      "another --seed")  # fmt: skip
         said = _write(model, searched, held_out, made, contenders, scores, against, picture, out)
     click.echo(said)  # once everything is written: whoever reads this may have gone
 
 
-def _is_of_its_own_samples(score: Score) -> bool:
-    """Whether the error on the first samples is what the search of the schedule gives as its cost.
-
-    The schedule does not say which noise it was found on; other noise gives another error.
-    """
-    cost, samples = score.schedule.cost, score.schedule.samples
-    if score.calibrated or not cost or not samples or samples > len(score.mse):
-        return False
-    return math.isclose(float(score.mse[:samples].mean()), cost, rel_tol=1e-4)  # of other batches
+def _is_of_its_own_samples(score: Score, held_out: Trajectory) -> bool:
+    """Whether a search saw what its schedule is judged on, or the first of them; said once of a
+    schedule that runs twice."""
+    schedule = score.schedule
+    own = (schedule.model_hash, schedule.noise_hash)
+    seen = schedule.samples > 0 and own == (held_out.model_hash, noise_hash(held_out.noise))
+    return seen and not score.calibrated
 
 
 def _write(
