@@ -66,7 +66,7 @@ cuda: $(built)  ## compile the CUDA kernels for every architecture and list what
 	@$(bin)/python csrc/tests/cuda_resources.py
 
 gpu-check:  ## build, prove and measure on this machine's GPU, with the Python on PATH
-	@python bench/gpu_check.py
+	@python3 bench/gpu_check.py
 
 build: $(built)  ## build and install the package, editable, and say what was built
 	@$(bin)/python -c "from oss_ext.ops import native; print(native.describe())"

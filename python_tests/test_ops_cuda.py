@@ -11,6 +11,7 @@ from torch import Tensor
 
 from affine_cases import AffineCase, AffineInputs, AffineRunner, assert_same, chosen, new_best
 from op_cases import REDUCTIONS, Case, Inputs, Runner, arguments, same_bits
+from op_truth import Truth
 from oss_ext import ops
 
 GPU_BACKENDS = [name for name in ops.BACKENDS if name != "reference"]
@@ -112,6 +113,26 @@ def test_a_captured_argmin_replays_with_other_inputs(
     torch.cuda.synchronize()
     assert_same(best, expected)
     assert same_bits(captured, combined)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "elements"),
+    [
+        (torch.float32, 4096),
+        (torch.bfloat16, 4096),
+        (torch.float64, 4096),
+        (torch.float32, 2**16 + 1),  # rows of any alignment
+        (torch.float32, 2**19),  # sums are flushed on the way
+    ],
+)
+def test_blocks_that_go_through_many_stages_agree_with_the_truth(
+    gpu: Runner, dtype: torch.dtype, elements: int, seed: int
+) -> None:
+    """As large searches do, with tiles in which every warp has pairs."""
+    inputs = gpu.draw(Case(200, 1, (elements,), dtype=dtype), seed)
+    truth = Truth(inputs)
+    truth.check_step(gpu.dp_step(inputs))
+    truth.check_costs(gpu.dp_cost(inputs))
 
 
 def test_two_streams_at_once_give_equal_results(gpu: Runner, seed: int) -> None:
