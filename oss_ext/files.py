@@ -53,7 +53,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a file in UTF-8.
+    """The text of a file in UTF-8, without the mark that some editors begin it with.
 
     Raises:
         OSError: the file cannot be read.
@@ -64,7 +64,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     if len(content) > MOST_BYTES:
         raise ValueError(f"expected at most {MOST_BYTES >> 20} MiB, got more")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(

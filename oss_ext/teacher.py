@@ -137,7 +137,8 @@ def _check_range(kept: Tensor, x: Tensor) -> None:
 
 
 def _warn_of_training(model: Model) -> None:
-    for name, network in model.networks().items():
+    enclosed = [("", module) for module in model.enclosed()]
+    for name, network in [*model.networks().items(), *enclosed]:
         for module in network.modules():
             drops = isinstance(module, _DropoutNd) and module.p > 0
             if module.training and (drops or isinstance(module, _BatchNorm)):

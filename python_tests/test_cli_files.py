@@ -217,3 +217,29 @@ def test_a_pipeline_and_a_model_exclude_each_other(oss: Oss) -> None:
 )
 def test_values_with_commas_are_lists_unless_they_are_prompts(text: str, value: Any) -> None:
     assert KeyValue().convert(text, None, None) == (text.partition("=")[0], value)
+
+
+def test_the_teachers_steps_are_no_argument_of_the_pipelines_call(oss: Oss) -> None:
+    outcome = oss("search", "--pipeline=here", "--set=num_inference_steps=30", "--quiet")
+    assert_misused(outcome, "--set: expected no num_inference_steps; --teacher-steps")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("search", "--out="),
+        ("search", "--resume="),
+        ("compare", "--methods=uniform", "--steps=2", "--picture="),
+        ("sample", "preset:flux-oss-10", "--out="),
+        ("export", "preset:flux-oss-10", "--to=text", "--out="),
+        ("report", ""),
+    ],
+)
+def test_a_path_is_not_empty(oss: Oss, arguments: tuple[str, ...]) -> None:
+    before = files()
+    assert_misused(oss(*arguments), ": expected a path, got an empty one")
+    assert files() == before
+
+
+def test_a_model_has_a_name(oss: Oss) -> None:
+    assert_fails(oss("search", "--model=", "--quiet"), "unknown model ''")

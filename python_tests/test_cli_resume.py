@@ -267,6 +267,14 @@ def test_options_beside_resume_are_refused(oss: Oss, monkeypatch: pytest.MonkeyP
     assert_fails(oss("search", "--resume=none"), "none/checkpoint: holds no unfinished run")
 
 
+def test_a_run_of_another_command_is_named(oss: Oss, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(oss, monkeypatch)
+    outcome = oss("compare", "--resume=run")
+    expected = "--resume: expected a run of `oss compare`, got one of `oss search`, which"
+    assert_misused(outcome, f"{expected} `oss search --resume run` goes on with")
+    assert oss("search", "--resume=run").code == 0
+
+
 def test_a_run_of_another_model_is_refused(oss: Oss, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(oss, monkeypatch)
     manifest = Path("run/checkpoint/checkpoint.json")

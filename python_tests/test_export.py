@@ -216,6 +216,12 @@ def test_diffusers_flow_scheduler_makes_the_schedule_of_sdnexts_steps() -> None:
     torch.testing.assert_close(scheduler.sigmas.double(), torch.tensor(schedule.sigmas).double())
 
 
+@pytest.mark.parametrize("shift", [0.0, -1.0, math.nan, math.inf])
+def test_a_whole_grid_is_of_a_positive_shift(shift: float) -> None:
+    with pytest.raises(ValueError, match=r"^shift: expected a positive number, got"):
+        whole_grid(torch.linspace(0, 1, 31, dtype=torch.float64), FLOW, shift)
+
+
 @pytest.mark.parametrize("shift", [1.0, 5.0])
 def test_a_search_on_a_whole_grid_is_exported_exactly(shift: float) -> None:
     grid = whole_grid(torch.linspace(0, 1, 31, dtype=torch.float64), FLOW, shift)

@@ -86,6 +86,14 @@ def test_what_is_attached_is_a_scheduler_of_the_same_class(sd3: Searched) -> Non
         assert sd3.pipe.components["scheduler"] is attached
 
 
+@pytest.mark.parametrize("pipe", [None, 3, torch.nn.Identity()])
+def test_what_is_no_pipeline_is_refused(sd3: Searched, pipe: Any) -> None:
+    message = rf"^pipe: expected a diffusers pipeline .*got {type(pipe).__name__}$"
+    for attach in (export.attach, export.call_arguments):
+        with pytest.raises(ValueError, match=message):
+            attach(sd3.schedule, pipe, force=True)
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -185,6 +185,17 @@ def test_a_shift_by_resolution_needs_mu(kind: Any) -> None:
         export.arguments(flow_schedule(1), scheduler)
 
 
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("mu", [1e9, -1e9, math.nan, math.inf, "1"])
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_mu_is_a_number_that_leaves_some_times(kind: str, mu: Any, force: bool) -> None:
+    if (kind, mu) == ("linear", 1e9):
+        mu = 0.0
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+    with pytest.raises(ValueError, match=r"^mu: expected a (positive )?number"):
+        export.arguments(flow_schedule(1), scheduler, mu=mu, force=force)
+
+
 # --- the shift that was searched at -------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oss_ext.files import replacing
+from oss_ext.files import read_text, replacing
 
 
 def interrupted_before(temporary: Path, path: Path) -> None:
@@ -30,3 +30,9 @@ def test_an_interruption_beside_the_move_is_what_the_writer_sees(
         temporary.write_text("new")
     assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
     assert path.read_text() == left
+
+
+def test_the_mark_that_editors_begin_a_file_with_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_bytes("\ufeffgrün".encode())
+    assert read_text(path) == "grün"

@@ -116,7 +116,7 @@ def test_noise_is_for_at_least_one_sample(batch: int) -> None:
         random_mixture(0).noise(batch)
 
 
-@pytest.mark.parametrize("seed", [1.5, -1, None])
+@pytest.mark.parametrize("seed", [1.5, -1, None, 2**63])
 def test_a_seed_is_a_whole_number(seed: Any) -> None:
     with pytest.raises(ValueError, match=r"^seed: expected "):
         random_mixture(0).noise(1, seed)

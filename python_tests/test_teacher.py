@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -188,22 +189,37 @@ def test_a_velocity_of_the_wrong_shape_is_refused() -> None:
         oss.teacher(model, model.noise(2), 4)
 
 
+class Network(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+class Wrapper:
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.network(*inputs)
+
+
+WRAPPED = [lambda network: network, Wrapper, lambda network: lambda *inputs: network(*inputs)]
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
 @pytest.mark.parametrize("layer", [torch.nn.Dropout(0.3), torch.nn.BatchNorm1d(4)])
-def test_a_network_in_training_mode_is_pointed_out(layer: torch.nn.Module) -> None:
-    class Network(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x: torch.Tensor, t: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-            return self.layer(x)
-
-    network = Network()
-    model = oss.models.from_callable(network, (4,))
+def test_a_network_in_training_mode_is_pointed_out(
+    layer: torch.nn.Module, wrapped: Callable[[Network], Any]
+) -> None:
+    network = Network(layer).train()
+    model = oss.models.from_callable(wrapped(network), (4,))
     message = r"training mode and has a \w+, .*\.eval"
     with torch.no_grad(), pytest.warns(UserWarning, match=message) as warned:
         oss.teacher(model, model.noise(3), 2)
-    assert warned[0].filename == __file__
+    assert [each.filename for each in warned] == [__file__]
     network.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

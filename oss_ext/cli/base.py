@@ -78,6 +78,18 @@ class MetricName(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class PathTo(click.Path):
+    """A path that is not empty, as a shell's variable that is not set is."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("expected a path, got an empty one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class KeyValue(click.ParamType):  # type: ignore[type-arg]
     """``key=value``; a value is JSON where it can be, else, but for prompts, split at commas."""
 
@@ -128,7 +140,11 @@ class Choice:
             given = [*self.pipeline_options] + ["prompts"] * (self.prompts is not None)
             if given:
                 raise click.UsageError(f"--{given[0]} belongs to --pipeline; use --set for models")
-            return models.load(self.name or name, **self.options)
+            return models.load(name if self.name is None else self.name, **self.options)
+        if "num_inference_steps" in self.options:
+            raise click.UsageError(
+                "--set: expected no num_inference_steps; --teacher-steps or the schedule says it"
+            )
         if not sys.stderr.isatty():
             pipeline_load.hide_loading_bars()
         prompts = None if self.prompts is None else pipeline_load.read_prompts(self.prompts)
@@ -153,7 +169,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         "model_name",
         metavar="NAME|FILE.py:FUNCTION",
         help="Model, see `oss models`, or a function of yours that returns one. "
-        f"[default: that of SCHEDULE, where one is given, or {DEFAULT_MODEL}]",
+        f"[default: that of a SCHEDULE that is given, or {DEFAULT_MODEL}]",
     )
     @click.option(
         "--set",
@@ -167,7 +183,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--pipeline", metavar="DIR", help="A diffusers pipeline: folder or name.")
     @click.option(
         "--prompts",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=PathTo(dir_okay=False),
         help="Prompts for --pipeline: UTF-8 text, one a line.",
     )
     @click.option("--scheduler", metavar="CLASS", help="Scheduler in place of the pipeline's own.")

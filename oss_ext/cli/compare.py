@@ -17,6 +17,7 @@ from oss_ext.checkpoint import LEAST_BYTES
 from oss_ext.cli.base import (
     Budgets,
     Choice,
+    PathTo,
     batch_option,
     check_images,
     check_picture,
@@ -91,10 +92,10 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
               help="Also judge each SCHEDULE that has it with amplitude calibration.")  # fmt: skip
 @batch_option
 @force_option
-@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False),
+@click.option("--picture", type=PathTo(dir_okay=False),
               help="Also write teacher and students side by side (image models).")  # fmt: skip
 @resume_options
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--out", type=PathTo(file_okay=False),
               help="Also write a run folder, from which `oss report` makes a page. While the "
               "comparison lasts, it holds a checkpoint.")  # fmt: skip
 @quiet_option

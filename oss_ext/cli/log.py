@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from oss_ext.cli.base import command_line
+from oss_ext.cli.base import PathTo, command_line
 from oss_ext.events import Event, following, stage
 from oss_ext.metrics import Metric
 from oss_ext.sharing import rank
@@ -64,7 +64,7 @@ def log_option(command: Callable[..., None]) -> Callable[..., None]:
     """``--log FILE``: the whole command is a stage, which its log tells of from end to end."""
 
     @click.option(
-        "--log", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        "--log", type=PathTo(dir_okay=False), metavar="FILE",
         help="Append what happens to FILE as it does, one JSON object a line.",
     )  # fmt: skip
     @functools.wraps(command)

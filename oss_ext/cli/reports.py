@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from oss_ext.cli.base import check_writable
+from oss_ext.cli.base import PathTo, check_writable
 from oss_ext.report import write_report
 from oss_ext.runs import RUN, Run
 
 
 @click.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN", type=PathTo())
 @click.option("--open", "opened", is_flag=True, help="Then show it in the browser.")
 def report(folder: Path, opened: bool) -> None:
     """Make RUN/report.html, and pictures of its plots, from the folder of a run.

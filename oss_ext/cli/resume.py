@@ -14,11 +14,14 @@ from click.core import ParameterSource
 
 from oss_ext import words
 from oss_ext.checkpoint import Checkpoint, settings_of
-from oss_ext.cli.base import ARGUMENTS, note
+from oss_ext.cli.base import ARGUMENTS, PathTo, note
 from oss_ext.files import existing_folder
 from oss_ext.machine import configuration
 from oss_ext.models import Model
 from oss_ext.version import __version__
+
+COMMAND = "command"
+"""Among what a checkpoint says of its run: the name of the command."""
 
 FOLDER = "checkpoint"
 """Within that of a run, as long as the run lasts."""
@@ -42,7 +45,13 @@ class Resumable(click.Command):
                     "from the run"
                 )
         quiet, log = ctx.params["quiet"], ctx.params["log"]
-        begun = settings_of(run / FOLDER).get(ARGUMENTS)
+        settings = settings_of(run / FOLDER)
+        begun, whose = settings.get(ARGUMENTS), settings.get(COMMAND, ctx.info_name)
+        if whose != ctx.info_name:
+            raise click.UsageError(
+                f"--resume: expected a run of `oss {ctx.info_name}`, got one of `oss {whose}`, "
+                f"which `oss {whose} --resume {shlex.quote(str(run))}` goes on with"
+            )
         if not isinstance(begun, list) or not all(isinstance(part, str) for part in begun):
             raise click.UsageError(f"--resume: expected a run of `oss {ctx.info_name}` in {run}")
         ctx.meta[ARGUMENTS] = begun
@@ -56,7 +65,7 @@ class Resumable(click.Command):
 def resume_options(command: Callable[..., None]) -> Callable[..., None]:
     """``--resume RUN`` and ``--no-checkpoint``, given as ``resume`` and ``keep``."""
     command = click.option(
-        "--resume", type=click.Path(path_type=Path, file_okay=False), metavar="RUN",
+        "--resume", type=PathTo(file_okay=False), metavar="RUN",
         help="Go on with what was cut off in this folder; all options are taken from it.",
     )(command)  # fmt: skip
     return click.option(
@@ -95,6 +104,7 @@ def resumable(
     ctx = click.get_current_context()
     again = f"oss {ctx.info_name} --resume {shlex.quote(str(run))}"
     settings: dict[str, Any] = {
+        COMMAND: ctx.info_name,
         ARGUMENTS: ctx.meta[ARGUMENTS],
         "directory": str(Path.cwd()),
         "model": f"{model.name} with hash {model.fingerprint()}",

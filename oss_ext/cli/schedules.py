@@ -11,6 +11,7 @@ import click
 from oss_ext import export, presets
 from oss_ext.cli.base import (
     PRESET,
+    PathTo,
     check_picture,
     check_writable,
     load_schedule,
@@ -25,7 +26,7 @@ from oss_ext.report import plot_schedules, schedule_table
 
 @click.command()
 @schedules_argument
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also write a plot.")
+@click.option("--plot", type=PathTo(dir_okay=False), help="Also write a plot.")
 def show(schedule_files: tuple[str, ...], plot: Path | None) -> None:
     """Print schedules as tables, and plot them. A SCHEDULE is a file or preset:NAME."""
     if plot is not None:
@@ -48,7 +49,7 @@ def show(schedule_files: tuple[str, ...], plot: Path | None) -> None:
               help="For diffusers: the folder of the pipeline, or of its scheduler.")  # fmt: skip
 @click.option("--mu", type=float,
               help="For diffusers: the resolution shift that the pipeline computes.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False),
+@click.option("--out", type=PathTo(dir_okay=False),
               help="Write to a file. [default: print]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Also where the host would run something else.")
 def export_schedule(

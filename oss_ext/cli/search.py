@@ -24,6 +24,7 @@ from oss_ext.cli.base import (
     Choice,
     Levels,
     MetricName,
+    PathTo,
     batch_option,
     check_writable,
     model_options,
@@ -107,10 +108,10 @@ from oss_ext.trajectory import Trajectory
               help="Keep trajectories in 16 bits, for half the memory.")  # fmt: skip
 @click.option("--host-memory", is_flag=True,
               help="Trajectories in the host's memory, beside a model on a GPU.")  # fmt: skip
-@click.option("--scratch", type=click.Path(path_type=Path, exists=True, file_okay=False),
+@click.option("--scratch", type=PathTo(exists=True, file_okay=False),
               help="Folder for trajectories in files, in place of memory.")  # fmt: skip
 @resume_options
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="schedules",
+@click.option("--out", type=PathTo(file_okay=False), default="schedules",
               show_default=True, help="Folder for the schedules and their plot.")  # fmt: skip
 @quiet_option
 @log_option

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from oss_ext.cli.base import (
     Choice,
+    PathTo,
     batch_option,
     check_images,
     check_writable,
@@ -40,7 +41,7 @@ from oss_ext.schedule import Schedule
               help="With the amplitude calibration that SCHEDULE holds.")  # fmt: skip
 @batch_option
 @force_option
-@click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True,
+@click.option("--out", type=PathTo(), default="samples.png", show_default=True,
               help="A picture of all (.png, .pdf), .safetensors, or a folder, without an ending, "
               "for pictures of each in full size.")  # fmt: skip
 @quiet_option

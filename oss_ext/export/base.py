@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oss_ext import cpu
+from oss_ext import arguments, cpu
 from oss_ext.noise import FlowPath, Path, VPPath, distinct, shifted, unshifted
 from oss_ext.schedule import Schedule
 from oss_ext.solvers import get
@@ -163,6 +163,7 @@ def whole_grid(times: Tensor, path: Path, shift: float = 1.0) -> Tensor:
         shift: that the host applies to its timesteps; flow paths only.
     """
     if isinstance(path, FlowPath):
+        shift = arguments.number("shift", shift, positive=True)
         whole = (1000 * unshifted(times, shift)).round() / 1000
         moved = shifted(whole, shift)
     else:

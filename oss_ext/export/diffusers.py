@@ -29,7 +29,7 @@ from oss_ext.export.diffusers_attach import (
     told_timesteps,
 )
 from oss_ext.export.diffusers_steps import takes_steps_of
-from oss_ext.hosts import Host, original_of, read_host
+from oss_ext.hosts import Host, original_of, read_host, scheduler_of
 from oss_ext.noise import unshifted
 from oss_ext.schedule import Schedule
 from oss_ext.solvers import SOLVERS
@@ -213,18 +213,20 @@ def call_arguments(
 
     Raises:
         ExportError: as ``arguments``, or the pipeline takes no such argument, or drops it.
+        ValueError: ``pipe`` is no pipeline.
     """
     _check_kind(type(pipe))
     name = type(pipe).__name__
-    given = arguments(schedule, pipe.scheduler, mu=mu, force=force)
+    scheduler = scheduler_of(pipe)
+    given = arguments(schedule, scheduler, mu=mu, force=force)
     kind = next(iter(given))
     if kind not in inspect.signature(type(pipe).__call__).parameters:
         raise ExportError(f"{name} takes no {kind}; {ATTACH}")
-    drops = pipe.scheduler.config.get("use_flow_sigmas", False)
+    drops = scheduler.config.get("use_flow_sigmas", False)
     if kind == "sigmas" and drops and "use_flow_sigmas" in inspect.getsource(type(pipe).__call__):
         raise ExportError(f"{name} drops sigmas when its scheduler has use_flow_sigmas; {ATTACH}")
     if kind == "sigmas" and "timesteps" not in given:  # of a class that diffusers does not have
-        given |= _beside_sigmas(type(pipe), schedule, original_of(pipe.scheduler))
+        given |= _beside_sigmas(type(pipe), schedule, original_of(scheduler))
     return given
 
 

@@ -26,6 +26,7 @@ from oss_ext.hosts import (
     check_step,
     original_of,
     read_host,
+    scheduler_of,
     stand_in,
 )
 from oss_ext.noise import same_clock, same_noise, shift_of
@@ -328,13 +329,14 @@ def attach(
             begins anywhere but at the first step.
         ValueError: orders that the schedule's solver does not have.
         UnknownScheduler: a scheduler that cannot be read.
+        ValueError: ``pipe`` is no pipeline.
     """
-    name = type(pipe).__name__
+    scheduler, name = scheduler_of(pipe, scheduler), type(pipe).__name__
     known = schedule.model.endswith("Pipeline")
     if known and same_weights(schedule.model) != same_weights(name) and not force:
         raise ExportError(
             f"schedule: searched for {schedule.model}, got {name}; force=True (--force) goes on"
         )
-    made = scheduled(schedule, pipe.scheduler if scheduler is None else scheduler, force=force)
+    made = scheduled(schedule, scheduler, force=force)
     made.by_steps = shifts_by_steps(type(pipe))
     return Attachment(pipe, made)

@@ -2,7 +2,14 @@
 
 from oss_ext.hosts.base import Host
 from oss_ext.hosts.reading import STATES, STOCHASTIC, UnknownScheduler, read_host
-from oss_ext.hosts.stand_in import StandIn, StepOutput, check_step, original_of, stand_in
+from oss_ext.hosts.stand_in import (
+    StandIn,
+    StepOutput,
+    check_step,
+    original_of,
+    scheduler_of,
+    stand_in,
+)
 
 __all__ = [
     "STATES",
@@ -14,5 +21,6 @@ __all__ = [
     "check_step",
     "original_of",
     "read_host",
+    "scheduler_of",
     "stand_in",
 ]

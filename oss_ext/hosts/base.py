@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext import cpu
+from oss_ext import arguments, cpu
 from oss_ext.noise import FlowPath, Path, distinct, velocity_of
+from oss_ext.noise.flow import MAX_MU
 
 # Hosts make timesteps of float32 sigmas and may then cut off the fraction: how far below a whole
 # number still counts as that number.
@@ -133,8 +134,9 @@ class Host:
         if self.config.get("use_dynamic_shifting", False):
             if mu is None:
                 return None
-            linear = self.config.get("time_shift_type", "exponential") == "linear"
-            return mu if linear else math.exp(mu)
+            if self.config.get("time_shift_type", "exponential") == "linear":
+                return arguments.number("mu", mu, positive=True)
+            return math.exp(arguments.between("mu", mu, -MAX_MU, MAX_MU))
         # Not by getattr alone: it may end in the configuration, with a warning.
         has = isinstance(getattr(type(self.scheduler), "shift", None), property)
         set_later = self.scheduler.shift if has else None

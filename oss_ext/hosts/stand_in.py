@@ -69,6 +69,16 @@ def original_of(scheduler: Any) -> Any:
     return getattr(scheduler, "__dict__", {}).get("_original", scheduler)
 
 
+def scheduler_of(pipe: Any, scheduler: Any = None) -> Any:
+    """``scheduler``, or the one that ``pipe`` has; ``ValueError`` if that is no pipeline."""
+    scheduler = getattr(pipe, "scheduler", None) if scheduler is None else scheduler
+    if not callable(pipe) or scheduler is None:
+        raise ValueError(
+            f"pipe: expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
+        )
+    return scheduler
+
+
 def _signed_as(function: Any, like: Any) -> Any:
     """``function``, which takes whatever comes, with the parameters that ``like`` shows."""
 

@@ -21,6 +21,9 @@ from oss_ext.noise import FLOW, Path
 
 T = TypeVar("T")
 
+MOST_SEED = 2**63 - 1
+"""That torch's generators take as it is."""
+
 AHEAD_BYTES = 2**29
 """Of velocities that are made before they are asked for."""
 
@@ -141,6 +144,10 @@ class Model(abc.ABC):
         """
         return {}
 
+    def enclosed(self) -> Sequence[nn.Module]:
+        """Torch modules that it evaluates through functions of its own, and ``networks`` lacks."""
+        return ()
+
     def times(self, steps: int) -> Tensor:
         """The model's own teacher grid, ``[steps + 1]`` float64 ascending flow times."""
         return self.path.grid(steps)
@@ -158,12 +165,12 @@ class Model(abc.ABC):
 
         Args:
             batch: how many.
-            seed: whole number from 0 on.
+            seed: whole number from 0 to ``MOST_SEED``.
             start: flow time of the states, the last of the teacher grid; None: that of the
                 path's own grids.
         """
         batch = arguments.whole_number("batch", batch)
-        seed = arguments.whole_number("seed", seed, least=0)
+        seed = arguments.whole_number("seed", seed, least=0, most=MOST_SEED)
         generator = torch.Generator("cpu").manual_seed(seed)
         rows = [  # alike whatever the process's defaults are
             cpu.randn(self.shape, generator=generator, dtype=torch.float32) for _ in range(batch)

@@ -72,6 +72,11 @@ class CallableModel(Model):
         both = {"": self._network, "unconditional": self._unconditional}
         return {name: fn for name, fn in both.items() if isinstance(fn, nn.Module)}
 
+    def enclosed(self) -> list[nn.Module]:
+        own = {id(network) for network in self.networks().values()}
+        found = [module for identity in self._identities for module in identity.modules]
+        return [module for module in found if id(module) not in own]
+
     def fingerprint(self) -> str:
         settings = [self.path, self._predicts, self._sigma_data, self._guidance]
         facts = [fact for identity in self._identities for fact in identity.facts]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from oss_ext import arguments, cpu
-from oss_ext.hosts import original_of, read_host
-from oss_ext.models.base import Model, hash_of
+from oss_ext.hosts import original_of, read_host, scheduler_of
+from oss_ext.models.base import MOST_SEED, Model, hash_of
 from oss_ext.models.pipeline_call import check_call, count_items, select
 from oss_ext.models.pipeline_load import diffusers_class, import_diffusers, load_pipeline
 from oss_ext.models.pipeline_run import Ended, Request, Run
@@ -108,7 +108,7 @@ class PipelineModel(Model):
                 number of steps that ``times`` was last asked for, or ``num_inference_steps``.
         """
         batch = arguments.whole_number("batch", batch)
-        seed = arguments.whole_number("seed", seed, least=0)
+        seed = arguments.whole_number("seed", seed, least=0, most=MOST_SEED // SEED_STRIDE - 1)
         if batch > SEED_STRIDE:
             raise ValueError(f"batch: expected at most {SEED_STRIDE}, got {batch}")
         states = []
@@ -284,12 +284,7 @@ def from_pipeline(
             search or depends on the step number, caching of steps in the network.
         Whatever the pipeline raises in its first step, which is taken here to see its shapes.
     """
-    scheduler = getattr(pipe, "scheduler", None) if scheduler is None else scheduler
-    if not callable(pipe) or scheduler is None:
-        raise ValueError(
-            f"pipe: expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
-        )
-    scheduler = original_of(scheduler)  # a schedule may be attached
+    scheduler = original_of(scheduler_of(pipe, scheduler))  # a schedule may be attached
     read_host(scheduler)
     check_call(pipe, call)
     items = count_items(call)

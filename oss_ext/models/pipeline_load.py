@@ -28,7 +28,7 @@ def read_prompts(path: Path) -> list[str]:
         ValueError: it is not UTF-8, or holds no prompt.
     """
     try:
-        lines = read_text(path).removeprefix("\ufeff").splitlines()
+        lines = read_text(path).splitlines()
     except ValueError as error:
         raise ValueError(f"prompts: {path}: {error}") from None
     prompts = [line.strip() for line in lines if line.strip()]

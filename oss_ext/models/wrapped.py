@@ -39,6 +39,9 @@ class Wrapped(Model):
     def networks(self) -> Mapping[str, nn.Module]:
         return self._model.networks()
 
+    def enclosed(self) -> Sequence[nn.Module]:
+        return self._model.enclosed()
+
     def times(self, steps: int) -> Tensor:
         return self._model.times(steps)
 
