@@ -173,6 +173,17 @@ def test_errors_that_are_no_numbers_do_not_end_the_page(value: float, seed: int)
     assert found.rows()[1].startswith("uniform 3")
 
 
+def test_a_step_of_the_teachers_own_is_no_point_of_a_curve(seed: int) -> None:
+    run = random_run(seed)
+    name = run.contenders[0].name
+    exact = run.along[name].clone()
+    exact[0] = 1e-15
+    rounded = page(replace(run, along=run.along | {name: exact.clone()}))
+    exact[0] = 0
+    none = page(replace(run, along=run.along | {name: exact}))
+    assert rounded == none != page(run)
+
+
 def test_pictures_are_the_samples(seed: int) -> None:
     run = random_run(seed, (3, 5, 7))
     found = parsed(run)

@@ -13,17 +13,23 @@ from oss_ext.report.markup import Html, element, join, plural, signed, tabs
 from oss_ext.runs import Contender, Run
 
 HEIGHT = 260
+ROUNDING = 1e-10
+"""Errors of less than this share of the run's greatest are none: of a student whose first step is
+the teacher's own, say."""
+WIDTH = 4.5  # inches, of a panel on paper; its legend has as many columns as there is room for
 LABEL = "mean squared distance to the teacher"
 
 
 def _curves(run: Run, contenders: Sequence[Contender]) -> dict[str, list[tuple[float, float]]]:
     """Flow time after every step and the error there, by contender, where both can be drawn."""
     curves = {}
+    finite = [errors[errors.isfinite()] for errors in run.along.values()]
+    least = ROUNDING * max((float(e.max()) for e in finite if len(e)), default=0.0)
     for c in contenders:
         if c.schedule is not None and c.name in run.along:
             errors = run.along[c.name].double().tolist()
             points = zip(c.schedule.times[1:], errors, strict=True)
-            curves[c.name] = [(t, e) for t, e in points if math.isfinite(e) and e > 0]
+            curves[c.name] = [(t, e) for t, e in points if math.isfinite(e) and e > least]
     return {name: points for name, points in curves.items() if points}
 
 
@@ -72,20 +78,25 @@ def _draw(run: Run) -> Figure | None:
     if not groups:
         return None
     seen = looks(run)
-    drawn = Figure(figsize=(1 + 4.5 * len(groups), 4.2), layout="constrained")
+    longest = max(len(plain(c.name)) for group in groups.values() for c in group)
+    columns = max(1, min(3, int(WIDTH / (0.45 + 0.062 * longest))))
+    rows = math.ceil(max(map(len, groups.values())) / columns)
+    size = (1 + WIDTH * len(groups), 4.2 + 0.18 * rows)
+    drawn = Figure(figsize=size, layout="constrained")
     for axes, (steps, group) in zip(
         drawn.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True
     ):
         for name, points in _curves(run, group).items():
             look = seen[name]
-            axes.semilogy(*zip(*points, strict=True), "-", marker=look.paper_mark, ms=5,
+            axes.semilogy(*zip(*points, strict=True), look.line, marker=look.paper_mark, ms=5,
                           color=look.color, lw=2 if look.ours else 1,
                           zorder=3 if look.ours else 2, label=plain(name))  # fmt: skip
         axes.set_title(plural(steps, "step"))
         axes.set_xlim(1.03, -0.03)
         axes.set_xlabel("flow time t after the step")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center",
+                    bbox_to_anchor=(0.5, -0.12))  # fmt: skip
         axes.spines[["top", "right"]].set_visible(False)
     drawn.axes[0].set_ylabel(LABEL)
     return drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from base64 import b64encode
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ OURS = {"dp": "#0b5fc4", "fast": "#b04a00", "balanced": "#00755a", "best": "#8a3
 RIVAL = "#66707b"
 MARKS = ("ring", "square", "triangle", "diamond", "plus", "cross", "wedge", "bar")
 """What tells rivals apart, all in one colour; drawn in page.html."""
+PAPER_LINES = ("-", "--", ":")
+"""And on paper, when all marks have been used."""
 PAPER_MARKS = dict(zip(MARKS, ("o", "s", "^", "D", "P", "X", "v", "|"), strict=True))
 NAME_LENGTH = 32
 """Characters of a name in a picture."""
@@ -49,11 +52,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn, everywhere alike."""
+    """How a method is drawn, everywhere alike; ``line`` is matplotlib's."""
 
     css: str
     mark: str
     color: str
+    line: str = PAPER_LINES[0]
 
     @property
     def ours(self) -> bool:
@@ -68,11 +72,13 @@ class Look:
 def looks(run: Run) -> dict[str, Look]:
     """The look of every contender, by name."""
     kinds = [(c.method, c.amplitude) for c in run.contenders if c.method not in OURS]
-    marks = {kind: MARKS[n % len(MARKS)] for n, kind in enumerate(dict.fromkeys(kinds))}
+    both = itertools.cycle(itertools.product(PAPER_LINES, MARKS))
+    drawn = dict(zip(dict.fromkeys(kinds), both, strict=False))
+    lines, marks = ({kind: look[n] for kind, look in drawn.items()} for n in range(2))
     return {
         c.name: Look(f"is-{c.method}", "dot", OURS[c.method])
         if c.method in OURS
-        else Look("is-rival", marks[c.method, c.amplitude], RIVAL)
+        else Look("is-rival", marks[c.method, c.amplitude], RIVAL, lines[c.method, c.amplitude])
         for c in run.contenders
     }
 
