@@ -248,6 +248,27 @@ def test_a_host_with_a_solver_of_its_own_refuses_what_it_would_not_run(oss: Oss)
     assert outcome.code == 0, outcome.err
 
 
+def test_a_pipelines_folder_is_told_what_its_call_takes(oss: Oss) -> None:
+    diffusers = pipeline_load.import_diffusers()
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained("pipe/scheduler")
+    arguments = ("export", "preset:wan-oss-20", "--to=diffusers", "--force")
+    index = Path("pipe/model_index.json")
+    index.write_text('{"_class_name": "FluxPipeline"}')
+    outcome = oss(*arguments, "--scheduler=pipe")
+    assert list(json.loads(outcome.out)) == ["sigmas"]
+    assert "arguments of pipe(...) for FluxPipeline with FlowMatchEulerDiscrete" in outcome.err
+    index.write_text('{"_class_name": "WanPipeline"}')
+    assert_fails(oss(*arguments, "--scheduler=pipe"), "WanPipeline takes no sigmas; use export.att")
+    scheduler = oss(*arguments, "--scheduler=pipe/scheduler")
+    assert scheduler.out == outcome.out
+    assert "arguments of set_timesteps for FlowMatchEulerDiscreteScheduler" in scheduler.err
+    for unknown in ('{"_class_name": ["mine", "Pipe"]}', '{"_class_name": "Mine"}', "[]"):
+        index.write_text(unknown)
+        assert oss(*arguments, "--scheduler=pipe").out == outcome.out
+    index.write_text("{")
+    assert_fails(oss(*arguments, "--scheduler=pipe"), "--scheduler: expected a pipeline's pipe/mod")
+
+
 def test_diffusers_needs_the_scheduler(oss: Oss, found: list[str]) -> None:
     assert_misused(oss("export", found[0], "--to=diffusers"), "--scheduler: expected the folder")
     assert_fails(

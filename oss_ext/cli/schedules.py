@@ -46,7 +46,8 @@ def show(schedule_files: tuple[str, ...], plot: Path | None) -> None:
 @click.option("--shift", type=float, default=1.0, show_default=True,
               help="Shift that the host applies again (lightx2v, sdnext).")  # fmt: skip
 @click.option("--scheduler", "scheduler_folder", metavar="DIR",
-              help="For diffusers: the folder of the pipeline, or of its scheduler.")  # fmt: skip
+              help="For diffusers: the folder of the pipeline, for what its call takes, or of its "
+              "scheduler, for set_timesteps.")  # fmt: skip
 @click.option("--mu", type=float,
               help="For diffusers: the resolution shift that the pipeline computes.")  # fmt: skip
 @click.option("--out", type=PathTo(dir_okay=False),
@@ -88,9 +89,14 @@ def export_schedule(
                 "schedulers shift and respace what they are given"
             )
         scheduler = load_scheduler(scheduler_folder)
-        given = export.arguments(schedule, scheduler, mu=mu, force=force)
+        pipeline, name = load_pipeline_class(scheduler_folder), type(scheduler).__name__
+        if pipeline is None:
+            given = export.arguments(schedule, scheduler, mu=mu, force=force)
+            about = f"arguments of set_timesteps for {name}"
+        else:
+            given = export.class_arguments(schedule, pipeline, scheduler, mu=mu, force=force)
+            about = f"arguments of pipe(...) for {pipeline.__name__} with {name}"
         text = json.dumps({name: list(map(float, values)) for name, values in given.items()})
-        about = f"arguments of pipe(...) or set_timesteps for {type(scheduler).__name__}"
     else:
         text = export.to(schedule, host, shift=shift, force=force)
         form = export.FORMATS[host]
@@ -118,6 +124,20 @@ def load_scheduler(folder: str) -> Any:
         return pipeline_load.diffusers_class(diffusers, kind, "_class_name").from_config(config)
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"--scheduler: expected a scheduler in {where}: {error}") from None
+
+
+def load_pipeline_class(folder: str) -> type | None:
+    """The class of the pipeline in a folder; None without one, or where diffusers has it not."""
+    index = Path(folder) / "model_index.json"
+    if not index.is_file():
+        return None
+    try:
+        config = json.loads(read_text(index))
+    except ValueError as error:
+        raise ValueError(f"--scheduler: expected a pipeline's {index}: {error}") from None
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    found = getattr(pipeline_load.import_diffusers(), name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) else None
 
 
 @click.command("presets")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oss_ext import arguments as arguments_
 from oss_ext.export.base import ExportError, Format, Needs, whole_grid
-from oss_ext.export.diffusers import arguments, call_arguments
+from oss_ext.export.diffusers import arguments, call_arguments, class_arguments
 from oss_ext.export.diffusers_attach import Attachment, attach, scheduled
 from oss_ext.export.text import FORMATS as TEXTS
 from oss_ext.noise import FlowPath, Path, VPPath
@@ -20,6 +20,7 @@ __all__ = [
     "arguments",
     "attach",
     "call_arguments",
+    "class_arguments",
     "get",
     "needs",
     "scheduled",

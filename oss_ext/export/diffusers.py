@@ -215,18 +215,30 @@ def call_arguments(
         ExportError: as ``arguments``, or the pipeline takes no such argument, or drops it.
         ValueError: ``pipe`` is no pipeline.
     """
-    _check_kind(type(pipe))
-    name = type(pipe).__name__
-    scheduler = scheduler_of(pipe)
+    return class_arguments(schedule, type(pipe), scheduler_of(pipe), mu=mu, force=force)
+
+
+@takes(schedule=Schedule)
+def class_arguments(
+    schedule: Schedule, pipeline: type, scheduler: Any, *, mu: float | None = None,
+    force: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """``call_arguments`` for pipelines of the class ``pipeline`` that have such a scheduler.
+
+    Raises:
+        ExportError: as ``call_arguments``.
+    """
+    _check_kind(pipeline)
+    name = pipeline.__name__
     given = arguments(schedule, scheduler, mu=mu, force=force)
     kind = next(iter(given))
-    if kind not in inspect.signature(type(pipe).__call__).parameters:
+    if kind not in inspect.signature(pipeline.__call__).parameters:
         raise ExportError(f"{name} takes no {kind}; {ATTACH}")
     drops = scheduler.config.get("use_flow_sigmas", False)
-    if kind == "sigmas" and drops and "use_flow_sigmas" in inspect.getsource(type(pipe).__call__):
+    if kind == "sigmas" and drops and "use_flow_sigmas" in inspect.getsource(pipeline.__call__):
         raise ExportError(f"{name} drops sigmas when its scheduler has use_flow_sigmas; {ATTACH}")
     if kind == "sigmas" and "timesteps" not in given:  # of a class that diffusers does not have
-        given |= _beside_sigmas(type(pipe), schedule, original_of(scheduler))
+        given |= _beside_sigmas(pipeline, schedule, original_of(scheduler))
     return given
 
 
