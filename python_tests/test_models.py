@@ -116,6 +116,12 @@ def test_noise_is_for_at_least_one_sample(batch: int) -> None:
         random_mixture(0).noise(batch)
 
 
+@pytest.mark.parametrize("batch", [10**14, 10**20])
+def test_noise_that_there_is_no_memory_for_is_refused_at_once(batch: int) -> None:
+    with pytest.raises(ValueError, match=rf"^batch: expected what there is .*got {batch} samples"):
+        random_mixture(0).noise(batch)
+
+
 @pytest.mark.parametrize("seed", [1.5, -1, None, 2**63])
 def test_a_seed_is_a_whole_number(seed: Any) -> None:
     with pytest.raises(ValueError, match=r"^seed: expected "):

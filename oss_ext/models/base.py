@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from oss_ext import arguments, cpu
+from oss_ext import arguments, cpu, words
+from oss_ext.machine import free_memory
 from oss_ext.noise import FLOW, Path
 
 T = TypeVar("T")
@@ -168,9 +170,18 @@ class Model(abc.ABC):
             seed: whole number from 0 to ``MOST_SEED``.
             start: flow time of the states, the last of the teacher grid; None: that of the
                 path's own grids.
+
+        Raises:
+            ValueError: bad arguments, or more samples than there is memory for.
         """
         batch = arguments.whole_number("batch", batch)
         seed = arguments.whole_number("seed", seed, least=0, most=MOST_SEED)
+        needed, free = 2 * 4 * batch * math.prod(self.shape), free_memory(torch.device("cpu"))
+        if free is not None and needed > free:  # the rows, and all of them
+            raise ValueError(
+                f"batch: expected what there is memory for, {words.size(free)}, got {batch} "
+                f"samples whose noise takes {words.size(needed)}"
+            )
         generator = torch.Generator("cpu").manual_seed(seed)
         rows = [  # alike whatever the process's defaults are
             cpu.randn(self.shape, generator=generator, dtype=torch.float32) for _ in range(batch)
