@@ -2,8 +2,8 @@
 
 A schedule names its model by fingerprint, its teacher by times and solver, and its cost by a number
 of samples: the first ones of a seed, whatever else was drawn from it. Which seed that was it does
-not say, but whether it was a given one. All of that can be run once
-more. What a file does not record is said to be so, not guessed.
+not say, but whether it was a given one. All of that can be run once more. What a file does not
+record is said to be so, not guessed.
 """
 
 from __future__ import annotations

@@ -327,9 +327,8 @@ def attach(
         ExportError: a schedule of another model, path, shift or solver; where the shift depends
             on the resolution or the pipeline, that raises it when it runs, as it does where it
             begins anywhere but at the first step.
-        ValueError: orders that the schedule's solver does not have.
+        ValueError: ``pipe`` is no pipeline; orders that the schedule's solver does not have.
         UnknownScheduler: a scheduler that cannot be read.
-        ValueError: ``pipe`` is no pipeline.
     """
     scheduler, name = scheduler_of(pipe, scheduler), type(pipe).__name__
     known = schedule.model.endswith("Pipeline")
