@@ -233,7 +233,8 @@ def test_a_batch_is_a_whole_number(value: Any) -> None:
         ((0, 0), "^batch: expected at least 1, got 0"),
         ((2.0, 0), "^batch: expected a whole number"),
         ((1_000_001, 0), "^batch: expected at most 1000000, got 1000001"),
-        ((2, -1), "^seed: expected at least 0, got -1"),
+        ((2, -1), "^seed: expected 0 to 9223372036853, got -1"),
+        ((2, 2**43 + 2**40), "^seed: expected 0 to 9223372036853, got "),
         ((2, "1"), "^seed: expected a whole number"),
     ],
 )
