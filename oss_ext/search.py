@@ -19,6 +19,7 @@ from oss_ext.machine import peak_memory
 from oss_ext.metrics import Metric
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator, NonFiniteError
+from oss_ext.noise import is_clean
 from oss_ext.plan import VALIDATION, check_budgets, make_plan
 from oss_ext.progress import progress_bar
 from oss_ext.refine import least_runs, refine
@@ -138,7 +139,7 @@ def search(
     samples = trajectory.samples
     planned = make_plan(
         quality, scope, trajectory.steps, budgets, start, off_grid=off_grid, metric=compared,
-        samples=samples, budget=budget, width=beam, solver=solver, clean=trajectory.is_clean,
+        samples=samples, budget=budget, width=beam, solver=solver, clean=is_clean(trajectory.times),
     )  # fmt: skip
     trajectory.check_model(model, outline=dry_run)
     if dry_run:

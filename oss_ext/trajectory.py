@@ -98,11 +98,6 @@ class Trajectory:
         return self.states.shape[1]
 
     @property
-    def is_clean(self) -> bool:
-        """Whether it ends at t = 0."""
-        return float(self.times[0]) == 0
-
-    @property
     def final(self) -> Tensor:
         """The clean samples ``[B, *dims]``."""
         return self.states[0] if self.ends is None else self.ends[0]

@@ -199,11 +199,15 @@ def _noise(model: Model, schedule: Schedule, seed: int, claims: list[Claim]) -> 
         return Claim(name, None, NOT_RECORDED)
     broken = [claim.name for claim in claims if claim.holds is False]
     if broken:
-        return Claim(name, None, f"not checked: it rests on {', '.join(broken)}")
+        return Claim(name, None, _rests_on(broken))
     own = noise_hash(model.noise(1, seed, start=schedule.teacher_times[-1]))
     if own == schedule.noise_hash:
         return Claim(name, True, f"{own}, the noise of seed {seed}")
     return _differs(name, schedule.noise_hash, f"{own} of seed {seed}; what was the search's?")
+
+
+def _rests_on(broken: list[str]) -> str:
+    return f"not checked: it rests on {', '.join(broken)}"
 
 
 def _why_not(claims: list[Claim], count: int | None, most: int) -> str | None:
@@ -216,7 +220,7 @@ def _why_not(claims: list[Claim], count: int | None, most: int) -> str | None:
     needed = [c for c in claims if c.holds is False or c.name not in unneeded]
     broken = [claim.name for claim in needed if not claim.holds]
     if broken:
-        return f"not checked: it rests on {', '.join(broken)}"
+        return _rests_on(broken)
     if count == 0:
         return "not checked: over how many samples is not recorded"
     if count > most:

@@ -14,7 +14,7 @@ from torch import Tensor
 from oss_ext import arguments, cpu, dp, solvers
 from oss_ext.models.base import Model
 from oss_ext.models.evaluation import Evaluator
-from oss_ext.noise import VEPath, shifted
+from oss_ext.noise import VEPath, is_clean, shifted
 from oss_ext.sampling import sample
 from oss_ext.schedule import STARTS, Schedule
 from oss_ext.trajectory import Trajectory
@@ -79,10 +79,9 @@ class Calibration:
 
     def table_nfe(self, steps: int) -> int:
         """Evaluations per sample that ``table`` takes for ``steps`` steps, the teacher's not."""
-        per_step = solvers.get(self.solver).evaluations
-        return dp.evaluations(
-            self.trajectory.steps, steps, self.start, per_step, clean=self.trajectory.is_clean
-        )
+        known, per_step = self.trajectory, solvers.get(self.solver).evaluations
+        clean = is_clean(known.times)
+        return dp.evaluations(known.steps, steps, self.start, per_step, clean=clean)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from oss_ext.cli.resume import Resumable, resumable, resume_options
 from oss_ext.evaluate import AMPLITUDE, Score, Unable, score_table
 from oss_ext.models import GRIDS, Model, teacher_times
 from oss_ext.models.base import hash_of
+from oss_ext.noise import is_clean
 from oss_ext.plan import QUALITIES, check_budgets, plan
 from oss_ext.report import plot_samples
 from oss_ext.runs import Contender, contender_name, file_name
@@ -278,7 +279,7 @@ def _most_kept(
     runs that are judged."""
     state = model.noise(1).nbytes
     names = methods or []
-    rows, clean = len(times), float(times[0]) == 0
+    rows, clean = len(times), is_clean(times)
     plans = [
         plan(quality, rows - 1, [k], samples=calibration, solver=solver, clean=clean)
         for quality in set(names) & set(QUALITIES)

@@ -44,6 +44,7 @@ from oss_ext.models.base import to_kept, to_text
 from oss_ext.models.evaluation import Evaluator
 from oss_ext.models.hidden import find_module
 from oss_ext.models.pipeline import PipelineModel
+from oss_ext.noise import is_clean
 from oss_ext.plan import QUALITIES, check_budgets, make_plan
 from oss_ext.report import plot_schedules, plot_spread
 from oss_ext.result import SearchResult
@@ -194,7 +195,7 @@ def search(
     check_budgets(steps, len(times) - 1)
     if host == export.DIFFUSERS and isinstance(model, PipelineModel):
         _try_scheduler(model, times, min(steps), solver)
-    measures["clean"] = float(times[0]) == 0
+    measures["clean"] = is_clean(times)
     planned = make_plan(quality, scope, len(times) - 1, steps, start or "free", **measures)
     evaluations = solvers.evaluations(solvers.get(teacher_solver), times.flip(0).tolist())
     if not quiet:

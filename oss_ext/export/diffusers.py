@@ -63,6 +63,7 @@ def arguments(
         ExportError: the scheduler takes no schedule, respaces what it is given, would start from
             scaled noise, ends up with something else or takes other steps, or the pipeline that
             was searched has another shift for another number of steps; ``attach`` is the way then.
+        ValueError: a ``mu`` that leaves no times between the ends.
     """
     scheduler = original_of(scheduler)
     host = read_host(scheduler)

@@ -73,15 +73,16 @@ class CallableModel(Model):
         return {name: fn for name, fn in both.items() if isinstance(fn, nn.Module)}
 
     def enclosed(self) -> list[nn.Module]:
-        own = {id(network) for network in self.networks().values()}
-        found = [module for identity in self._identities for module in identity.modules]
-        return [module for module in found if id(module) not in own]
+        own = self.networks().values()
+        return [module for module in self._modules() if module not in own]
+
+    def _modules(self) -> list[nn.Module]:
+        return [module for identity in self._identities for module in identity.modules]
 
     def fingerprint(self) -> str:
         settings = [self.path, self._predicts, self._sigma_data, self._guidance]
         facts = [fact for identity in self._identities for fact in identity.facts]
-        modules = [module for identity in self._identities for module in identity.modules]
-        weights = [value for module in modules for value in module.state_dict().values()]
+        weights = [value for module in self._modules() for value in module.state_dict().values()]
         return hash_of([self.name, self.shape, *settings, *facts, *weights])
 
 

@@ -103,7 +103,7 @@ class PipelineModel(Model):
 
         Args:
             batch: how many.
-            seed: whole number from 0 on.
+            seed: whole number from 0 on, so that ``SEED_STRIDE`` times it is one for torch.
             start: the flow time that the teacher starts at; None: the pipeline's own, with the
                 number of steps that ``times`` was last asked for, or ``num_inference_steps``.
         """

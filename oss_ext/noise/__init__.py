@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oss_ext.noise.base import Path, check_grid, distinct
+from oss_ext.noise.base import Path, check_grid, distinct, is_clean
 from oss_ext.noise.flow import FLOW, FlowPath, flow_grid, shift_of, shifted, unshifted
 from oss_ext.noise.prediction import PREDICTIONS, output_of, velocity_of
 from oss_ext.noise.ve import VEPath, exponential_grid, karras_grid, sigma_grid
@@ -31,6 +31,7 @@ __all__ = [
     "distinct",
     "exponential_grid",
     "flow_grid",
+    "is_clean",
     "karras_grid",
     "output_of",
     "path_from_dict",

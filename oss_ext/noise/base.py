@@ -111,6 +111,11 @@ def as_numbers(name: str, values: Any) -> Tensor:
         raise ValueError(f"{name}: expected [N+1] numbers, got {values!r:.100}") from None
 
 
+def is_clean(times: Tensor) -> bool:
+    """Whether ascending flow times begin at t = 0."""
+    return float(times[0]) == 0
+
+
 def check_grid(times: Any, name: str = "times") -> Tensor:
     """A copy of ``times`` as float64 ``[N+1]`` on the CPU, or ``ValueError`` saying what is wrong.
 

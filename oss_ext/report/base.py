@@ -72,13 +72,13 @@ class Look:
 def looks(run: Run) -> dict[str, Look]:
     """The look of every contender, by name."""
     kinds = [(c.method, c.amplitude) for c in run.contenders if c.method not in OURS]
-    both = itertools.cycle(itertools.product(PAPER_LINES, MARKS))
-    drawn = dict(zip(dict.fromkeys(kinds), both, strict=False))
-    lines, marks = ({kind: look[n] for kind, look in drawn.items()} for n in range(2))
+    ways = itertools.cycle(itertools.product(PAPER_LINES, MARKS))
+    rivals = {kind: Look("is-rival", mark, RIVAL, line)
+              for kind, (line, mark) in zip(dict.fromkeys(kinds), ways, strict=False)}  # fmt: skip
     return {
         c.name: Look(f"is-{c.method}", "dot", OURS[c.method])
         if c.method in OURS
-        else Look("is-rival", marks[c.method, c.amplitude], RIVAL, lines[c.method, c.amplitude])
+        else rivals[c.method, c.amplitude]
         for c in run.contenders
     }
 
